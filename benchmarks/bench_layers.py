@@ -148,6 +148,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     ratios = ratios_of_all("layers").get(processor(), {})
     cases = [(shape, images) for shape in SHAPES if args.only in shape.name for images in args.images]
+    if not cases:
+        parser.error(f"--only {args.only}: no layer is called so; there are {', '.join(shape.name for shape in SHAPES)}")
     with torch.inference_mode(), tqdm(total=len(cases) * len(list(settings()))) as progress:
         for shape, images in cases:
             ratios[f"{shape.name}, {images} image{'s' * (images > 1)}"] = layer_ratios(shape, images, args.repeats, progress)

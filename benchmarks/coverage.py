@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
-from experiment.program.cli import UserError, run_main
+from experiment.program.cli import UserError, one_line, run_main, user_error
 from experiment.report.tables import text_table
 from models.quant import convert
 from models.quant.layers.batches import Batch
@@ -103,7 +103,8 @@ NETWORKS: dict[str, tuple[Callable[[str], tuple[nn.Module, Batch]], tuple[str, .
 def row(package: str, name: str) -> list[str]:
     """One line of the table."""
     torch.manual_seed(0)
-    network, x = NETWORKS[package][0](name)
+    with user_error(lambda error: f"{package}/{name}: {one_line(error)}", (LookupError, ValueError, RuntimeError)):
+        network, x = NETWORKS[package][0](name)
     network.eval()
     in_matrices = sum(parameter.numel() for parameter in network.parameters() if parameter.dim() > 1)
     try:
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         package, _, name = each.partition("/")
         if package not in NETWORKS or not name:
             raise UserError(f"{each}: choose from {', '.join(NETWORKS)}, each with /NAME")
-    rows = [row(*each.split("/")) for each in wanted if importlib.util.find_spec(each.split("/")[0])]
+    rows = [row(*each.split("/", 1)) for each in wanted if importlib.util.find_spec(each.split("/")[0])]
     print(text_table(["network", "layers", "weights on crossbars", "of all matrices", "of multiplications", "in no product, or digital"],
                      rows))
     return 0

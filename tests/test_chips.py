@@ -186,7 +186,7 @@ def test_what_flags_say_is_handed_to_the_programming(scene, monkeypatch):
         "read_noise": 0.5, "adc_noise": 0.1, "adc_offset": 0.2, "adc_gain": 0.3, "wires": Wires(wire_ohm=2.0), "noise_seed": 7}),
         ((0, "device"), usual | {"wires": Wires("voltage", 2.0, 3.0, 4.0)}), ((0, "device"), usual | {"wires": Wires("gate", 2.0)}),
         ((0, "device"), usual | {"read_noise": 0.0}), ((0, "device"), usual | {"progress": True})]
-    assert Chips(device=Device.preset("pcm"), read_noise="device").device.read_noise == "device"
+    assert Chips(device=Device.preset("pcm"), read_noise="device").drawn.read_noise == "device"
     given.clear()  # and to what refuses chips before any is programmed
     monkeypatch.setattr(measured_chips, "check_chip", lambda layer, device, *args: given.append((device.read_noise, *args)))
     Chips(device=NOISY, read_noise=0.5, wire_ohm=2.0, reference_cells="ideal").check(net.features[4])
@@ -211,6 +211,11 @@ def test_chips_are_equal_if_their_numbers_are():
     assert chips_of({"device": "techA"}) == chips_of({"device": "techA", "device_time": 0.0})
     one, other = (Chips(device=replace(NOISY, stuck_mask=mask)) for mask in ([0, 1], [1, 0]))
     assert one != other and one == replace(one)
+    plain = Chips(device=Device.preset("pcm"))
+    for changes, taken_back in (({"sigma": 5.0}, {"sigma": 0.0}), ({"read_noise": "device"}, {"read_noise": None})):
+        assert replace(replace(plain, **changes), **taken_back) == plain != replace(plain, **changes)
+    with pytest.raises(ValueError, match="^device is 'techA'; a Device is expected"):
+        Chips(device="techA")
     assert chips_of({}) is None and chips_of({"device": None, "chips": 1}) is None
 
 

@@ -17,8 +17,9 @@ from torch import nn
 
 from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Readout, calibrate, engines, image_numbers, load, program,
                           save, set_engine, set_spec)
-from models.quant.arrays import transfer
+from models.quant.arrays import adc, transfer
 from models.quant.arrays.circuits import Circuits
+from models.quant.arrays.plans import _Shares
 from models.quant.arrays.spec import Geometry
 from models.quant.engines import reference
 from models.quant.engines.cpu import cells
@@ -29,6 +30,7 @@ from models.quant.engines.cpu.whole.choice import SHORT_ROWS, without
 from models.quant.kernels.simd import has_byte_tables
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.setting import Setting
+from models.quant.network import diagnostics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -561,6 +563,34 @@ def test_ranges_of_the_batch_have_no_thresholds(drawing):
     set_spec(net, replace(net[0].spec, adc_range="dynamic"))
     with pytest.raises(ValueError, match="^adc_range is 'dynamic' on a chip whose converters have thresholds or noise in steps"):
         net(x)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_step_of_a_table_is_that_of_least_error(seed):
+    """Of all that are tried, with many reads on thresholds: against each read converted by itself."""
+    rng = np.random.default_rng(seed)
+    codes = int(rng.integers(3, 9))
+    table = np.sort(rng.integers(-8, 9, codes - 1)) / 4, np.sort(rng.integers(-16, 17, codes)) / 8
+    v = np.unique(rng.integers(-6, 7, 6)).astype(float)
+    share, kind, bits = rng.random(len(v)), transfer.kind(text_of(table)), (codes - 1).bit_length()
+    error, step, _ = adc.least_of_table(_Shares(v, share, kind), 2.0, bits)
+
+    def by_reads(step):
+        level = v[:, None] / step
+        reached_ = reached(level, table[0], np.arange(1, codes))
+        code = np.where(reached_, np.arange(1, codes), 0).max(1)
+        return share @ (step * table[1][code] - v)**2
+
+    assert error == pytest.approx(by_reads(step), abs=1e-9)
+    assert error <= min(map(by_reads, np.arange(1, 257) / 64)) + 1e-9
+
+
+def test_the_report_of_a_table(tmp_path):
+    """Its curve over bits ends where the table does."""
+    net, x = network(adc_bits=2, adc_transfer=str(file_of(tmp_path, TERNARY))), torch.rand(2, 40, 4, 4)
+    histograms = calibrate(net, x)
+    [entry] = diagnostics.report(net, x, histograms)
+    assert [*entry["sqnr_over_adc_bits"]] == [2]
 
 
 def test_tables_are_kept_with_a_network(tmp_path):

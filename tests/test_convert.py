@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, calibrate, convert, crossbar_layers, image_numbers, program,
-                          set_engine, set_spec)
+from models.quant import (CrossbarSpec, Device, QLinearDoreFa, Wires, add_weight_noise, calibrate, convert, crossbar_layers, image_numbers,
+                          program, set_engine, set_spec)
 from models.quant.arrays import adc
 from models.quant.arrays.plans import Plan
 from models.quant.layers.batches import First
@@ -1945,3 +1945,37 @@ def test_layers_are_printed_with_their_product():
         "5-bit ADC, full",
         "transposed conv2d, groups=2, weights [8, 4, 3, 3], 1-bit cells in 4 slices, 18 arrays of up to 4 rows, 5-bit ADC, full",
         "linear, weights [5, 240, 1, 1], 1-bit cells in 4 slices, 2 arrays of up to 128 rows, 5-bit ADC, full"]
+
+
+def test_batches_with_a_tensor_of_no_numbers_or_of_complex_ones():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x, extra):
+            return self.linear(x)
+
+    for extra in (torch.zeros(6, 0), torch.zeros(6, 2, dtype=torch.complex64)):
+        net = convert(Net(), CrossbarSpec(8, 8), {"x": seeded((6, 4)), "extra": extra})
+        assert net.crossbar_report.options["image"]["extra"].keys() == {"shape", "dtype"}
+
+
+@pytest.mark.parametrize("act, words", [
+    (lambda net: set_spec(net, CrossbarSpec()), "no layers on crossbars: convert"),
+    (lambda net: program(net, Device.preset("techA")), "no layers on crossbars: convert"),
+    (lambda net: add_weight_noise(net, 0.1), "no layers on crossbars: convert"),
+    (lambda net: set_spec(net, {"adc_bits": 4}), "spec is a dict; give a CrossbarSpec"),
+    (lambda net: convert(net, {"adc_bits": 4}, seeded((6, 4))), "spec is a dict; give a CrossbarSpec"),
+    (lambda net: convert(net, seeded((6, 4)), CrossbarSpec()), "spec is a Tensor; give a CrossbarSpec"),
+    (lambda net: convert(net, CrossbarSpec(w_bits=1, cell_bits=1), seeded((6, 4)), first_last_bits=None), "have 2 to 8 bits")])
+def test_what_is_forgotten_or_confused_is_said(act, words):
+    with pytest.raises(ValueError, match=words):
+        act(nn.Sequential(nn.Linear(4, 3)))
+
+
+def test_a_weight_of_nan_is_named():
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    net[1].weight.data[0, 1] = float("nan")
+    with pytest.raises(ValueError, match="^1: its weight holds NaN"):
+        convert(net, CrossbarSpec(), seeded((6, 4)))

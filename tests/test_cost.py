@@ -584,11 +584,11 @@ def test_own_lines_replace_those_of_the_file_that_is_included(tmp_path):
     ("columns,64,lines,,,\ncolumns,32,lines,,,", "own.csv line 4: columns stands on two lines"),
     ("adc_energy,1,pJ,,,x,y", "line 3 has 7 values, 6 are expected"),
     ("include,nowhere,,,,", "no technology and no file is called 'nowhere'; technologies are isaac_32nm,"),
-    ("include,own.csv,,,,", "own.csv includes itself"),
+    ("include,own.csv,,,,", "own.csv includes itself"), ("include,../{folder}/own.csv,,,,", "own.csv includes itself"),
 ])
 def test_a_wrong_line_is_named(line, message, tmp_path):
     path = tmp_path / "own.csv"
-    path.write_text(f"{HEADER}include,rram_32nm,,,,\n{line}\n")
+    path.write_text(f"{HEADER}include,rram_32nm,,,,\n{line.replace('{folder}', tmp_path.name)}\n")
     with pytest.raises(ValueError) as error:
         Technology.load(path)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -19,7 +19,7 @@ import pytest
 from models.quant import devices
 from models.quant.devices import Device, Law, PowerLaw, describe, parse_time, presets
 from models.quant.devices.laws import Polynomial
-from models.quant.devices.rows import splits
+from models.quant.devices.rows import JointRows
 
 DATA = Path(devices.__file__).parent / "data"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "devices.md"
@@ -620,7 +620,8 @@ def test_cells_of_a_weight_hold_what_the_hardware_says(tmp_path):
             device.levels(bits)
     both = Device.read(write(tmp_path, "\n".join(["weight_level,cell0,cell1", *(f"{w},{5 + w},{5 + w % 8}" for w in range(16))])))
     assert both.levels(2).size == 4 and both.levels(3).size == 8 and both.levels(1).size == 2
-    assert splits(8, 2) == [(4, 4), (5, 3), (6, 2), (7, 1)] and splits(5, 4) == []
+    assert JointRows("x", (np.zeros((1, 2)),) * 2**8).splits == [(4, 4), (5, 3), (6, 2), (7, 1)]
+    assert JointRows("x", (np.zeros((1, 4)),) * 2**5).splits == []
 
 
 @pytest.mark.parametrize("wrong, message", [({"temp": "hot"}, "temp is 'hot'; a number"), ({"stuck_on": "x"}, "stuck_on is 'x'; a number"),

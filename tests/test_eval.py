@@ -751,6 +751,7 @@ def refused(monkeypatch, capsys):
     (["--adc_plan", "significance", "--adc_per", "slice"], "--adc_per is for uniform bits, and with a plan"),
     (["--adc_range", "ideal", "--adc_ranges", "nowhere.json"], "--adc_ranges is for calibrated ranges"),
     (["--bogus"], "there is no flag --bogus (see"),
+    (["--device", "techA", "--weights", "pair", "--reference_cells", "ideal"], "--reference_cells is 'ideal' and weights 'pair'"),
 ])
 def test_bad_flags(flags, words, refused, checkpoint):
     refused(["--resume", checkpoint, *(flag.format(checkpoint=checkpoint) for flag in flags)],
@@ -772,7 +773,7 @@ class Mischief:
 def test_damaged_and_malicious_checkpoints(refused, checkpoint):
     path = Path(checkpoint)
     whole = path.read_bytes()
-    for damaged in (whole[:100], whole[:len(whole) // 2], whole[:-10], b"", b"text"):
+    for damaged in (whole[:100], whole[:len(whole) // 2], whole[:-10], b"", b"text", b"epoch 1\n"):
         path.write_bytes(damaged)
         refused(["--resume", checkpoint], f"{checkpoint}: not a readable PyTorch file, refused")
     with open(path, "wb") as file:
@@ -791,7 +792,8 @@ def test_keys_that_do_not_fit_are_named(refused, checkpoint):
     del state["features.8.weight"], state["classifier.3.act_quant.act_alpha"]
     torch.save({"state_dict": state | {"features.99.weight": torch.zeros(1)}}, checkpoint)
     refused(["--resume", checkpoint], f"{checkpoint} does not fit the model: missing: features.8.weight, "
-            "classifier.3.act_quant.act_alpha; unexpected: features.99.weight")
+            "classifier.3.act_quant.act_alpha; unexpected: features.99.weight. Of a network of your own: --model FILE.py:FUNCTION --state "
+            f"{checkpoint}")
     torch.save({"state_dict": network("vgg16").state_dict()}, checkpoint)  # of another model that does not say so
     refused(["--resume", checkpoint], "missing: features.4.", "unexpected: features.", "and 12 more",
             "of another shape: features.0.weight [4, 3, 3, 3] instead of [16, 3, 3, 3]")

@@ -78,6 +78,7 @@ def test_help_is_one_screen_and_topics_have_all_flags(main, build, capsys):
     assert set().union(*of_topics) == flags | {"--config"} == listed(helped(main, capsys, "all"))
     assert sum(map(len, of_topics)) == len(flags) + 1  # none stands in two topics
     assert listed(screen) <= flags | {"--config"}
+    assert not re.search(r"[,{ ]--\w+[=}]", helped(main, capsys, "all"))  # dashes within what is copied
 
 
 def test_each_program_has_the_topics_of_what_it_does():

@@ -283,7 +283,7 @@ def test_code_of_a_folder_is_not_run(folders, texts, tmp_path, monkeypatch):
     ("--model hf/{gpt2} --text {text} --dataset digits", "^--dataset is for data sets of images, and hf/.* brings what it is measured"),
     ("--model hf/{gpt2} --text {text} --search 2", "^--search of hf/.*gpt2 chooses on a text that is not measured: --validation_text F"),
     ("--model hf/{gpt2} --text {text} --validation_text {text}", "^--validation_text is for a search: add --search N$"),
-    ("--model hf/{gpt2} --text {text} --validation_text nowhere.txt --search 2", "^cannot read nowhere.txt: No such file"),
+    ("--model hf/{gpt2} --text {text} --validation_text nowhere.txt --rows 64 128 --search 2", "^cannot read nowhere.txt: No such file"),
     ("--model hf/{gpt2} --text {text} --window 99", "^--window 99: allowed are 2 to 32 tokens, "),
     ("--model net.py:small --text {text}", "^--text is for language models: --model hf/FOLDER$"),
     ("--model hf/nowhere --text {text}", "^--model hf/nowhere: the folder is not there")], ids=range(9))

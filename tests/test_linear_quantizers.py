@@ -127,7 +127,7 @@ def test_reference_cells_of_linear_weights_hold_the_digits_of_zero(bits):
 
 
 def test_what_weight_quantizers_refuse():
-    with pytest.raises(ValueError, match="wbit is 1; LinearWQ has codes around an exact zero and needs 2 to 8 bits"):
+    with pytest.raises(ValueError, match="w_bits is 1; weights with codes around an exact zero"):
         LinearWQ(1)
     with pytest.raises(ValueError, match="wbit is 9"):
         LinearWQ(9)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from models.quant import CrossbarSpec, Metric, Setting, convert, cross_entropy, measure, measure_float, perplexity, signal_to_error, top5
-from models.quant.measuring.metrics import Scale
+from models.quant.measuring.metrics import Scale, accuracy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 torchmetrics = pytest.importorskip("torchmetrics")
@@ -59,6 +59,8 @@ def test_pixels():
     found = measure(Given(), scores, labels, None, batch_size=3)
     assert found.accuracy == pytest.approx(100 * (scores.argmax(1) == labels).double().mean().item())
     assert found.predictions.shape == (10, 5, 6)
+    other_order = labels.mT.contiguous().mT
+    assert all(map(torch.equal, accuracy.numbers(scores, other_order), accuracy.numbers(scores, labels)))
     assert measure(Given(), scores, labels, None, metric=cross_entropy).accuracy == pytest.approx(F.cross_entropy(scores, labels).item())
 
 

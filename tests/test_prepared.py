@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_models import images
 from torch import nn
 
-from models.quant import SAWB, CrossbarSpec, Qconv2dDoreFa, crossbar_layers, set_engine
+from models.quant import SAWB, CrossbarSpec, Qconv2dDoreFa, convert, crossbar_layers, set_engine
 from models.quant.layers import fusion, prepared
 from models.quant.engines.cpu import engine
 from models.quant.kernels import checksum
@@ -301,6 +301,22 @@ def test_within_unchanged_numbers_are_looked_at_once(preparations, monkeypatch):
     with prepared.unchanged():  # another block is another promise
         layer.weight.data.neg_()
         assert torch.equal(layer(x), negative)
+
+
+def test_within_unchanged_converted_layers_are_looked_at_once(monkeypatch):
+    """Whose weights are another tensor at each call, of the same memory."""
+    looked, sums, x = [], prepared._sums, torch.rand(4, 64)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    net = convert(model, CrossbarSpec(adc_range="ideal"), x)
+    wanted = net(x)
+    monkeypatch.setattr(prepared, "SMALL", 0)
+    monkeypatch.setattr(prepared, "_sums", lambda memory: looked.append(memory) or sums(memory))
+    with prepared.unchanged():
+        net(x)
+        seen = len(looked)
+        assert torch.equal(net(x), wanted) and len(looked) == seen > 0
+        net[2].weight.data = -net[2].weight.detach()
+        assert not torch.equal(net(x), wanted) and len(looked) > seen
 
 
 def test_weights_are_looked_at_once_for_all_images(monkeypatch):

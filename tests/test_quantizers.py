@@ -349,7 +349,7 @@ def test_sawb_of_weights_without_a_bell_shape(x):
 
 
 def test_sawb_needs_two_bits():
-    with pytest.raises(ValueError, match="wbit is 1; SAWB has codes around an exact zero and needs 2 to 8 bits"):
+    with pytest.raises(ValueError, match="w_bits is 1; weights with codes around an exact zero"):
         SAWB(1)
 
 

@@ -50,7 +50,8 @@ def read_torch_file(path: str | Path) -> Any:
         reason = one_line(error)
         if "nsupported" in reason or "WeightsUnpickler" in reason:
             reason = "it holds more than tensors, numbers, strings, lists and dicts, or is damaged"
-        raise UserError(f"{path}: not a readable PyTorch file, refused ({reason[:160]})") from error
+        reason = "" if reason.isdigit() else f" ({reason[:160]})"
+        raise UserError(f"{path}: not a readable PyTorch file, refused{reason}") from error
 
 
 def write_torch_file(path: str | Path, content: Any) -> None:

@@ -6,7 +6,6 @@ The text becomes tokens, and these windows, each of which goes through the model
 that holds it, so that with a stride below the window it is told from at least `window - stride` tokens before it.
 """
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from models.quant import Metric, Task, perplexity
 from models.quant.layers.loaders import IGNORED
 
-from ..program.cli import UserError, needed, one_line
+from ..program.cli import UserError, needed, one_line, user_error
 
 # transformers takes seconds to import: only what needs it does so.
 
@@ -109,23 +108,16 @@ def _transformers(folder):
     return transformers
 
 
-@contextlib.contextmanager
 def _said_of(folder):
-    """What transformers raises, as one line."""
-    try:
-        yield
-    except Exception as error:  # damaged files make it raise nearly anything
-        raise UserError(f"--model hf/{folder} cannot be loaded: {one_line(error)[:200]}") from error
+    """What transformers raises, which is nearly anything for damaged files, as one line."""
+    return user_error(lambda error: f"--model hf/{folder} cannot be loaded: {one_line(error)[:200]}", Exception)
 
 
 def tokens_of(path: str, tokenizer: Any, known: int) -> Tensor:
     """The tokens of a file, int64 `[T]`. Args: known, how many the model knows. Raises: UserError."""
-    try:
+    with (user_error(lambda _: f"{path} is no text in UTF-8", UnicodeDecodeError),
+          user_error(lambda error: f"cannot read {path}: {error.strerror or error}", OSError)):
         text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     if not text.strip():
         raise UserError(f"{path} is empty; give a file with text")
     tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)

@@ -55,7 +55,7 @@ def save_cells(network: nn.Module, setting: Setting, folder: Path) -> int:
     Returns: the number of files that were not there."""
     chips, spec, written = setting.chips, setting.spec, 0
     label = chips.label() + ("_digital" if spec.reference == "digital" else "") + ("_pair" if spec.weights == "pair" else "")
-    facts = {"chip": chips.label(), "data": digest(replace(chips.device, read_noise=None)), "code": of_code(*parts_of(setting))}
+    facts = {"chip": chips.label(), "data": digest(replace(chips.drawn, read_noise=None)), "code": of_code(*parts_of(setting))}
     if chips.wires:  # for which arrays matter
         of_arrays = {name: getattr(spec, name) for name in hardware("arrays")}
         facts |= of_arrays | {"access": chips.access}

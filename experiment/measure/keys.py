@@ -138,7 +138,7 @@ def of_setting(setting: Setting) -> dict[str, Any]:
 def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:
     """Chips as plain values. Args: with_reference, whether arrays have reference columns, which scatter or do not."""
     values = {field.name: getattr(chips, field.name) for field in fields(chips) if field.name not in NAMES}
-    noisy = chips.read_noise or chips.device.read_noise is not None
+    noisy = chips.read_noise or chips.drawn.read_noise is not None
     values["read_noise"] = chips.read_noise or None
     if chips.wires is None:
         values["access"] = Chips.access
@@ -147,7 +147,7 @@ def of_chips(chips: Chips, with_reference: bool = True) -> dict[str, Any]:
         values["noise_seed"] = Chips.noise_seed
     if not with_reference:
         values["reference_cells"] = Chips.reference_cells
-    return _plain(values | {"device": digest(chips.device)})
+    return _plain(values | {"device": digest(chips.drawn)})
 
 
 def _unused(thing: Any) -> set[str]:

@@ -26,6 +26,7 @@ from typing import Any
 from models.quant import Calibration, CrossbarSpec
 from models.quant.arrays import spec
 from models.quant.layers.quantizers import OFF
+from models.quant.measuring.chips import Reads
 from models.quant.network.calibration import OTHER_WORDS
 
 from .cli import UserError
@@ -33,7 +34,7 @@ from .cli import UserError
 # Fields of `Calibration`, whose flags say what they are about.
 FLAG_NAMES = {"rule": "adc_calib", "per": "adc_per", "correct": "adc_correct", "share": "adc_share", "on": "calib_on"}
 # In a help text; there they are flags.
-_FIELD = re.compile(rf"(?<![-:])\b({'|'.join(item.name for item in dataclasses.fields(CrossbarSpec) if '_' in item.name)})\b")
+_FIELD = re.compile(rf"(?<![-:])\b({'|'.join(item.name for item in dataclasses.fields(CrossbarSpec) if '_' in item.name)})\b(?![=}}])")
 # Names of the original scripts, and of the files of earlier versions: `{alias: flag}`.
 ALIASES = {"cellBit": "cell_bits", "adc_prec": "adc_bits", "subArray": "rows", "wbit": "w_bits", "abit": "a_bits", "map": "crossbar_layers"}
 
@@ -113,8 +114,8 @@ def flag_name(field: str) -> str:
 
 
 def in_flags(message: str) -> str:
-    """A message about a field of `CrossbarSpec` or `Calibration`, about its flag."""
-    for field in (field.name for cls in (CrossbarSpec, Calibration) for field in flag_fields(cls)):
+    """A message about a field of `CrossbarSpec`, `Calibration` or `Chips`, about its flag."""
+    for field in (field.name for cls in (CrossbarSpec, Calibration, Reads) for field in flag_fields(cls)):
         if message.startswith(f"{field} is "):
             message = f"--{flag_name(field)}{message.removeprefix(field)}"
     message = re.sub(r"\((adc_max_bits|w_bits|a_bits)\)", r"(--\1)", message)
@@ -124,7 +125,7 @@ def in_flags(message: str) -> str:
 def of_layers(message: str) -> str:
     """A message about the field `per_layer` of a setting, about its flag."""
     if not message.startswith("per_layer "):
-        return message
+        return in_flags(message)
     layer, colon, rest = message.partition(": ")
     return f"--{layer}{colon}{in_flags(rest).removeprefix('--')}"
 

@@ -42,14 +42,14 @@ def write(path: Path, network: nn.Module, setting: Setting, title: str, images: 
             straight, both = _without_wires(network, setting, seed) if resist else ({}, {})
             layers = diagnostics.losses(network, images, corrected, straight)
             if resist and setting.chips.access == "gate":
-                _add_gate_errors(layers, gate_errors(network, images, setting.chips.device, straight, setting.chips.wire_ohm, both))
+                _add_gate_errors(layers, gate_errors(network, images, setting.chips.drawn, straight, setting.chips.wire_ohm, both))
             name, layer = max(on_adcs(network), key=lambda pair: pair[1].weight.numel())
             slices = diagnostics.cell_levels(layer)
         finally:
             quant.program(network, None)
     content = {"title": title, "setting": str(setting), "chip_seed": seed, "losses": layers, "cells": {"layer": name, "slices": slices}}
     write_text(path.with_suffix(".json"), json.dumps(content))
-    plot(path.with_suffix(".png"), title, name, slices, layers, setting.chips and setting.chips.device, layer.spec)
+    plot(path.with_suffix(".png"), title, name, slices, layers, setting.chips and setting.chips.drawn, layer.spec)
     return losses_table(layers)
 
 
@@ -57,7 +57,7 @@ def _without_wires(network: nn.Module, setting: Setting, seed: int) -> tuple[dic
     """What the cells of each layer hold on the chip of this seed if no wire resists, and, with gate access, `Readout.both` of pairs. The
     network stays on the chip that it is on."""
     chips = [(layer, layer.chip) for _, layer in quant.crossbar_layers(network)]
-    quant.program(network, setting.chips.device, seed, setting.chips.reference_cells, wires=quant.Wires(setting.chips.access))
+    quant.program(network, setting.chips.drawn, seed, setting.chips.reference_cells, wires=quant.Wires(setting.chips.access))
     on_chip = [(name, layer) for name, layer in quant.crossbar_layers(network) if layer.chip]
     straight = {name: layer.cells() for name, layer in on_chip}
     both = {name: layer.chip.readout.both for name, layer in on_chip if layer.chip.readout and layer.chip.readout.both is not None}

@@ -20,7 +20,7 @@ from models.quant.measuring.setting import Setting
 from models.quant.network.counts import Layout
 
 from ..program import distributed
-from ..program.cli import UserError
+from ..program.cli import user_error
 
 LIST = "list"  # --cost list: say which there are
 
@@ -50,10 +50,8 @@ class Costs:
         self.counts: Counts | None = None
         self._layouts = [layout for setting in settings for layout in _layouts(setting)]
         if name is not None:
-            try:
+            with user_error(lambda error: f"--cost {name}: {error}"):
                 self.technology = Technology.load(name)
-            except ValueError as error:
-                raise UserError(f"--cost {name}: {error}") from None
 
     def check(self, network: nn.Module, setting: Setting) -> None:
         """Refuse a setting, on which the network is placed, that has no cost in this technology. Raises: ValueError."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from models.quant.layers.batches import BATCH
 from ..inputs import data, foreign, language
 from ..inputs.checkpoint import load_weights
 from ..inputs.foreign import Foreign
-from ..program.cli import UserError, one_line
+from ..program.cli import UserError, one_line, user_error
 from ..settings.conversion_settings import OPTIONS
 from ..settings.eval_flags import EvalSettings
 from ..settings.train_flags import TrainSettings
@@ -68,11 +69,13 @@ def converted(network: nn.Module, settings: Any, shown: Iterable[torch.Tensor], 
     """
     spec = CrossbarSpec(settings.w_bits, settings.a_bits, adc_range="ideal")
     options = {name: getattr(settings, name) for name in OPTIONS} | others
-    try:
-        with quant.set_engine(engine):
-            return quant.convert(network, spec, shown, correct=correct, **options)
-    except ValueError as error:
-        raise UserError(f"{settings.model}: {one_line(error)}") from None
+    with user_error(lambda error: f"{settings.model}: {_in_flags(one_line(error))}"), quant.set_engine(engine):
+        return quant.convert(network, spec, shown, correct=correct, **options)
+
+
+def _in_flags(message: str) -> str:
+    """What `convert` says of its argument `skip`, of the flag."""
+    return re.sub(r"skip=\['(.*?)'\](, or strict=False)?", r"--skip \1", message)
 
 
 def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Module | None:

@@ -13,8 +13,9 @@ from models import quant
 from models.quant.layers.quantizers import OFF
 from models.quant.network.modes import hooked
 
-from ..inputs import data
+from ..inputs import data, foreign
 from ..inputs.checkpoint import load_weights
+from ..program.cli import UserError, user_error
 from ..settings import train_settings
 from ..settings.eval_flags import EvalSettings
 from ..settings.train_flags import TrainSettings
@@ -35,14 +36,18 @@ def build_network(settings: TrainSettings, num_classes: int, device: torch.devic
 def crossbar_network(settings: EvalSettings, checkpoint: Mapping[str, Any], device: torch.device) -> nn.Module:
     """The network of a checkpoint on crossbars, in evaluation mode, without the ADC ranges that the checkpoint may hold.
 
-    Raises: UserError for weights that do not fit.
+    Raises: UserError for weights that do not fit, and a network that is converted.
     """
+    if foreign.is_foreign(settings.model):
+        raise UserError(f"{settings.resume} is of {settings.model}, which is converted: eval.py does that, and in Python `convert`")
     net = models.create(settings.model, num_classes=data.num_classes(settings.dataset, settings.data_path), wbit=settings.w_bits,
                         abit=settings.a_bits, wq=settings.wq, quantize_image=settings.quantize_image)
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     # Only --quantize_image uses the clipping level of the first layer.
     unused = [f"{name}.act_quant.act_alpha" for name, layer in quantized_layers(net).items() if layer.image and not layer.quantize_image]
-    load_weights(net, state, allow_missing=(*quant.ADC_BUFFERS, *unused), source=settings.resume)
+    own = "" if checkpoint["config"] else f". Of a network of your own: --model FILE.py:FUNCTION --state {settings.resume}"
+    with user_error(lambda error: f"{error}{own}", UserError):
+        load_weights(net, state, allow_missing=(*quant.ADC_BUFFERS, *unused), source=settings.resume)
     return net.to(device, memory_format=torch.channels_last).eval()
 
 

@@ -77,7 +77,7 @@ class Space:
     """All combinations of the values of flags, and of single layers.
 
     Attributes: variables, `{name: values}`; a flag, or "layer flag". own_bits: those that are the ADC bits of a layer.
-    Raises: UserError where there is nothing to choose from, or a pattern fits no layer.
+    Raises: UserError where a pattern fits no layer.
     """
 
     def __init__(self, settings: EvalSettings, layers: Sequence[str]) -> None:
@@ -98,8 +98,6 @@ class Space:
                 else:
                     self.variables |= dict.fromkeys(own, values)
         self.own_bits = [name for name in self.variables if name.endswith(" adc_bits")]
-        if not self.variables:
-            raise UserError("--search chooses among the values of hardware flags: give one of them several, such as --adc_bits 3:8")
 
     def alike(self, share: float) -> dict[str, Any]:
         """The values of all variables that stand in the same place of theirs, 0 the first, 1 the last."""
@@ -328,9 +326,12 @@ class Search:
 
 
 def check_search(settings: EvalSettings) -> None:
-    """Refuse a search where Optuna cannot be imported, or whose objectives and bounds cannot be, where the metric is known before the
-    network is. Raises: UserError."""
+    """Refuse a search where Optuna cannot be imported, that has nothing to choose from, or whose objectives and bounds cannot be, where
+    the metric is known before the network is. Raises: UserError."""
     if settings.search:
+        own = [values for changes in per_layer.parse(settings.hardware.get("per_layer", ())).values() for values in changes.values()]
+        if all(len(values) == 1 for values in (*own, *(values for name, values in settings.hardware.items() if name != "per_layer"))):
+            raise UserError("--search chooses among the values of hardware flags: give one of them several, such as --adc_bits 3:8")
         needed("optuna", "--search needs Optuna: pip install -r requirements-search.txt")
         if importlib.util.find_spec("plotly"):  # which draws a page at the end
             needed("plotly.graph_objects", "")

@@ -166,13 +166,16 @@ def least_squares(reads: Reads, adc_bits: int) -> tuple[float, int]:
 
 def least_of_table(reads: Reads, covering: float, adc_bits: int) -> tuple[float, float, int]:
     """(least error, delta, 0) of a converter by a table: as `least_squares`, of steps up to twice that which covers all reads. Sums over
-    the reads of each code, `level^2 sum 1 - 2 level sum v + sum v^2`, are differences of sums up to each threshold."""
+    the reads of each code, `level^2 sum 1 - 2 level sum v + sum v^2`, are differences of sums up to each threshold. A read on one has the
+    even code, as in `Converter.nearest`."""
     thresholds, values = reads.kind(1.0, 0, adc_bits).table
     parts = [part for part in (reads.square, reads.linear) if part is not None]
     upto = [[np.append(0.0, np.cumsum(part * reads.v**power)) for power in range(3)] for part in parts]
     top, best = int(np.ceil(2 * covering * GRID)), (np.inf, covering, 0)
     for delta in np.unique(np.linspace(1, top, min(top, MOST_STEPS)).round()) / GRID:
-        ends = np.concatenate([[0], np.searchsorted(reads.v, delta * thresholds), [len(reads.v)]])
+        below, beyond = (np.searchsorted(reads.v, delta * thresholds, side) for side in ("left", "right"))
+        ends = np.where(np.arange(len(thresholds)) % 2, below, beyond)
+        ends = np.concatenate([[0], np.minimum.accumulate(ends[::-1])[::-1], [len(reads.v)]])  # of thresholds that are one the last decides
         level, (ones, sums, squares) = delta * values, (np.diff(sums[ends]) for sums in upto[0])
         error = float((level**2 * ones - 2 * level * sums + squares).sum())
         if len(parts) > 1:

@@ -72,6 +72,12 @@ def count(default: int, most: int | str, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"most": most, "help": text, **more})
 
 
+def check_is_spec(spec: Any) -> None:
+    """Refuse what is no `CrossbarSpec`. Raises: ValueError."""
+    if not isinstance(spec, CrossbarSpec):
+        raise ValueError(f"spec is a {type(spec).__name__}; give a CrossbarSpec, such as CrossbarSpec(w_bits=4, a_bits=4, adc_bits=5)")
+
+
 def check(settings: Any) -> None:
     """Raise ValueError, "<field> is <value>; allowed are ...", for the first field of a dataclass that breaks its metadata."""
     for item in fields(settings):

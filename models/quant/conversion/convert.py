@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from ..arrays.spec import CrossbarSpec
+from ..arrays.spec import CrossbarSpec, check_is_spec
 from ..layers.batches import Batch, copied, first_of, first_tensor, joined, length, output_of
 from ..layers.crossbar import crossbar_layers
 from ..layers.eager import refuse_export
@@ -82,6 +82,8 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
     Raises: ValueError for options that are not allowed, images that the network does not take, or, with `strict`, a product with a weight
         that no crossbar does.
     """
+    if spec is not None:
+        check_is_spec(spec)
     options = dict(activations=(activations, METHODS), inputs=(inputs, ENCODINGS), rounding=(rounding, ROUNDINGS),
                    correct=(correct, CORRECTIONS))
     _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
@@ -236,6 +238,8 @@ def _bind(net, layers, found, inputs, quantized):
         if quantized:
             if not product.sample:
                 raise ValueError(f"no image reaches {name}, so its inputs are not known; give more images, or skip=[{name!r}]")
+            if not plain(layer.weight).isfinite().all():
+                raise ValueError(f"{name}: its weight holds NaN or infinite numbers; look how it was trained or loaded")
             layer.fit(torch.cat(product.sample), product.lowest, product.largest, *scales)
         owner, key = owners[id(parameter)][0]
         if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
@@ -280,15 +284,21 @@ def _plain_again(key, _, state_dict, prefix, *__):
 
 
 def _quantize(net, bound, batches, dim, rounding, correct, elsewhere):
-    """Round weights, bring the channels to those of the float network, choose ADC ranges. Args and what it returns: see `_round`."""
-    corrected = correct == "channel"
-    if corrected:
+    """Round weights, bring the channels of the quantized network, without ADCs, to the mean and deviation of the float network's, choose
+    ADC ranges. Args and what it returns: see `_round`."""
+    layers = [(name, layer) for name, (layer, _) in bound.items()]
+    if correct == "channel":
         first = first_of(joined(batches, dim), CORRECTION_IMAGES, dim)
+        for _, layer in layers:
+            layer.quantized = False
         with said_of(first):
-            wanted = _float_moments(net, bound, first)
+            wanted, _ = output_moments(net, layers, copied(first))
+        for _, layer in layers:
+            layer.quantized = True
     notes, unrounded = _round(net, bound, rounding, elsewhere)
-    if corrected:
-        _towards_float(net, bound, first, wanted)
+    if correct == "channel":
+        with without_adc(net):
+            match_channels(net, layers, copied(first), wanted, _correct)
     if any(layer.spec.adc_range == "calibrated" for layer, _ in bound.values()):
         calibrate(net, (copied(batch) for batch in batches), correct=correct, batch_dim=dim)
     return notes, unrounded
@@ -343,23 +353,5 @@ def _verify(net, bound, images, wanted):
                          "quantized yet; does it give the same answers at each call?")
 
 
-def _float_moments(net, bound, images):
-    """`{layer name: (deviation, mean)}` of the float network's channels."""
-    layers = [(name, layer) for name, (layer, _) in bound.items()]
-    for _, layer in layers:
-        layer.quantized = False
-    wanted, _ = output_moments(net, layers, copied(images))
-    for _, layer in layers:
-        layer.quantized = True
-    return wanted
-
-
-def _towards_float(net, bound, images, wanted):
-    """Bring the channels of the quantized network, without ADCs, to the mean and deviation that are wanted."""
-    layers = [(name, layer) for name, (layer, _) in bound.items()]
-
-    def give(layer: ConvertedLayer, gain: Tensor, offset: Tensor) -> None:
-        layer.quant_gain, layer.quant_offset = gain.float(), offset.float()
-
-    with without_adc(net):
-        match_channels(net, layers, copied(images), wanted, give)
+def _correct(layer, gain, offset):
+    layer.quant_gain, layer.quant_offset = gain.float(), offset.float()

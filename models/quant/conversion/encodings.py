@@ -56,11 +56,6 @@ def parts(codes: Callable[..., Tensor], lo: int, encoding: str, padding: tuple[i
         whole = Part(torch.where(signed < 0, signed + 2 * top, signed).to(torch.uint8))
         return [whole, Part((signed < 0).to(torch.uint8) * top, -2, repeats=True)]
     positive, negative = codes(least=0), codes(sign=-1, least=0)
-    if encoding == "ternary":  # a word line of +V beside one of -V; see `signed_rows`
+    if encoding == "ternary":  # a word line of +V beside one of -V; see `ConvertedLayer._with_signed_rows`
         return [Part(torch.stack([positive, negative], -1).flatten(3), pairs=True)]
     return [Part(positive), Part(negative, -1, OTHER_PHASE)]
-
-
-def signed_rows(values: Tensor, dim: int) -> Tensor:
-    """Rows of cells for ternary inputs: for each word line one that adds and one that takes off, next to each other."""
-    return torch.stack([values, -values], dim + 1).flatten(dim, dim + 1)

@@ -186,17 +186,14 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         return self.encoding == "ternary" and self.act_quant.signed
 
     def _with_signed_rows(self, layer):
-        cells, readout = layer.cells or self._whole_cells(), layer.readout
+        if layer.cells is None:  # ideal ones, on a grid of whole levels: on a finer one ranges would take a step below a level for exact
+            layer = replace(layer, cells=self.ideal_cells()).in_levels
+        cells, readout = layer.cells, layer.readout
         self.check_reads(readout is not None and readout.curve is not None, readout is not None and readout.depends_on_level)
-        values, reference = (encodings.signed_rows(part, 2) for part in (cells.values, cells.reference))
+        # For each word line a row of cells that adds and one that takes off, next to each other.
+        values, reference = (torch.stack([part, -part], 3).flatten(2, 3) for part in (cells.values, cells.reference))
         spec = replace(layer.spec, rows=min(2 * layer.spec.rows, MOST_ROWS))
         return replace(layer, spec=spec, w_codes=layer.w_codes.repeat_interleave(2, 1), cells=Cells(values, reference, cells.fraction_bits))
-
-    def _whole_cells(self):
-        """Ideal cells on a grid of whole levels, which holds the reference too: the code of an exact zero has whole digits. On a finer one
-        ranges would be chosen that take a step below a level for exact."""
-        cells = self.ideal_cells()
-        return Cells(cells.values >> cells.fraction_bits, cells.reference >> cells.fraction_bits, 0)
 
     def _make(self, device):
         engine, layer, prepared, scale = super()._make(device)

@@ -92,10 +92,10 @@ class Form:
 
     def images(self, x: Tensor) -> Tensor:
         """The input as `[N, H, W, in]`; a view where it can be."""
+        x = x if x.dim() > self.dims + 1 else x[None]
         if self.kind == "linear":
             x = x.mT if self.columns else x
-            return x.reshape(*_pixels(x), 1, x.shape[-1])
-        x = x if x.dim() > self.dims + 1 else x[None]
+            return x.reshape(len(x), math.prod(x.shape[1:-1]), 1, x.shape[-1])
         if self.kind == "transposed":
             x = self._spread(x)
         if self.dims == 1:
@@ -243,10 +243,3 @@ def _each(value, dims):
 
 def _pair(values):
     return (*values, 1)[:2]
-
-
-def _pixels(x):
-    """(images, pixels of each) of the input of a linear layer."""
-    if x.dim() == 1:
-        return 1, 1
-    return len(x), math.prod(x.shape[1:-1])

@@ -120,7 +120,8 @@ def facts_of(bound: Mapping[str, tuple[nn.Module, Any]], batches: Sequence[Batch
 
     def fact(x: Any, one: Any) -> Any:
         if isinstance(x, Tensor):
-            return {"shape": list(one.shape), "dtype": str(x.dtype), "lowest": float(x.min()), "largest": float(x.max())}
+            span = {"lowest": float(x.min()), "largest": float(x.max())} if x.numel() and not x.is_complex() else {}
+            return {"shape": list(one.shape), "dtype": str(x.dtype), **span}
         return x if isinstance(x, (bool, int, float, str)) else None
 
     return {"bits": {name: (layer.weight_quant.wbit, layer.act_quant.abit) for name, (layer, _) in bound.items() if layer.quantized},

@@ -22,19 +22,16 @@ from .products import PRODUCTS, Form, operands
 SAMPLE = 2**14  # values of one call that are kept of a product's input
 # Products that no layer on crossbars stands for, by what they are called.
 OTHERS: dict[str, str] = {func.__name__: f"a use of {func.__name__} that is not known" for func in PRODUCTS} | {
-    "einsum": "an einsum", "bmm": "a batched product", "baddbmm": "a batched product", "bilinear": "a bilinear layer",
-    "addbmm": "a batched product", "tensordot": "a tensordot", "inner": "an inner product", "vdot": "an inner product",
-    "dot": "an inner product", "linalg_vecdot": "an inner product", "addmm": "a scaled addmm", "addmv": "an addmv",
-    "linalg_multi_dot": "a product of several matrices", "chain_matmul": "a product of several matrices", "kron": "a Kronecker product",
-    "_sparse_mm": "a sparse product", "_sparse_addmm": "a sparse product", "smm": "a sparse product", "sspaddmm": "a sparse product",
-    "cdist": "a table of distances", "cosine_similarity": "a cosine similarity", "linalg_solve": "a solution of equations",
-    "linalg_solve_triangular": "a solution of equations",
-    "convolution": "a convolution by another name", "conv_tbc": "a convolution by another name",
-    "multi_head_attention_forward": "an attention called as one function", "matmul": "a batched product",
-    "__matmul__": "a batched product", "lstm": "a recurrent layer",
-    "gru": "a recurrent layer", "rnn_tanh": "a recurrent layer", "rnn_relu": "a recurrent layer", "lstm_cell": "a recurrent layer",
-    "gru_cell": "a recurrent layer", "rnn_tanh_cell": "a recurrent layer", "rnn_relu_cell": "a recurrent layer",
-    "_transformer_encoder_layer_fwd": "a fused encoder layer", "_native_multi_head_attention": "a fused attention",
+    name: what for what, names in {
+        "an einsum": "einsum", "a batched product": "bmm baddbmm addbmm matmul __matmul__", "a bilinear layer": "bilinear",
+        "a tensordot": "tensordot", "an inner product": "inner vdot dot linalg_vecdot", "a scaled addmm": "addmm", "an addmv": "addmv",
+        "a product of several matrices": "linalg_multi_dot chain_matmul", "a Kronecker product": "kron",
+        "a sparse product": "_sparse_mm _sparse_addmm smm sspaddmm", "a table of distances": "cdist",
+        "a cosine similarity": "cosine_similarity", "a solution of equations": "linalg_solve linalg_solve_triangular",
+        "a convolution by another name": "convolution conv_tbc", "an attention called as one function": "multi_head_attention_forward",
+        "a recurrent layer": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+        "a fused encoder layer": "_transformer_encoder_layer_fwd", "a fused attention": "_native_multi_head_attention",
+    }.items() for name in names.split()
 }
 ADDED_TO = ("addmm", "baddbmm", "addbmm", "addmv")  # whose first tensor is only added
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

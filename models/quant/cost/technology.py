@@ -215,7 +215,7 @@ def _find(name: str, beside: Path) -> Path:
     """The file of a name: a preset, or a path."""
     if name in Technology.presets():
         return FOLDER / f"{name}.csv"
-    path = beside / name
+    path = (beside / name).resolve()  # one name for each file, also for one that includes itself
     if not path.is_file():
         raise ValueError(f"no technology and no file is called {name!r}; technologies are {', '.join(Technology.presets())}")
     return path

@@ -267,6 +267,12 @@ def spread(count: int, bits: int, who: str, what: str) -> np.ndarray:
     return np.rint(np.arange(2**bits) * ((count - 1) / (2**bits - 1))).astype(np.intp)
 
 
+def check_is_device(device: Any) -> None:
+    """Refuse what is no `Device`. Raises: ValueError."""
+    if not isinstance(device, Device):
+        raise ValueError(f"device is {device!r}; a Device is expected, such as Device.preset('techA')")
+
+
 def _check_codes(codes: np.ndarray, count: int, what: str) -> None:
     if codes.dtype.kind not in "ui" or codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < count:
         raise ValueError(f"a {what} is no whole number from 0 to {count - 1}")

@@ -8,19 +8,6 @@ from .lines import check_rise
 from .tables import Cells, Samples, drawn
 
 
-def digits(code: np.ndarray, slice_bits: tuple[int, ...]) -> np.ndarray:
-    """Cell levels of weight codes, LSB slice first, `[slices, *code.shape]`: `W = sum_k 2^(bits below k) C_k`."""
-    places = np.cumsum([0, *slice_bits[:-1]])
-    return np.stack([(code >> int(place)) & (2**bits - 1) for place, bits in zip(places, slice_bits)])
-
-
-def splits(w_bits: int, cells: int) -> list[tuple[int, ...]]:
-    """What `cells` cells of a weight can hold: bits of each, LSB first, all the same but for the last, which has no more. Those in the most
-    equal parts come first; no two have cells of the same bits."""
-    parts = (tuple(min(size, w_bits - start) for start in range(0, w_bits, size)) for size in range(1, w_bits + 1))
-    return [each for each in parts if len(each) == cells]
-
-
 @dataclass(frozen=True, eq=False)
 class JointRows:
     """Measured rows of each weight code. What a cell holds of it they do not say: 4-bit weights on two cells may be 2 + 2 bits, or 3 + 1.
@@ -36,8 +23,11 @@ class JointRows:
 
     @property
     def splits(self) -> list[tuple[int, ...]]:
-        """See there."""
-        return splits((len(self.rows) - 1).bit_length(), self.rows[0].shape[1])
+        """What the cells of a weight can hold: bits of each, LSB first, all the same but for the last, which has no more. Those in the
+        most equal parts come first; no two have cells of the same bits."""
+        w_bits, cells = (len(self.rows) - 1).bit_length(), self.rows[0].shape[1]
+        parts = (tuple(min(size, w_bits - start) for start in range(0, w_bits, size)) for size in range(1, w_bits + 1))
+        return [each for each in parts if len(each) == cells]
 
     def law(self, bits: int) -> Samples:
         """The cells of so many bits, of all their places in a weight, apart from their weights.
@@ -58,9 +48,9 @@ class JointRows:
         if split is None:
             known = sorted({size for each in self.splits for size in each})
             raise ValueError(f"{self.name} has cells of {' or '.join(map(str, known))} bits, not of {bits}")
-        held = digits(np.arange(len(self.rows)), split)
-        return {column: [np.concatenate([self.rows[w][:, column] for w in np.flatnonzero(held[-1 - column] == level)])
-                         for level in range(2**bits)] for column in range(len(split)) if split[-1 - column] == bits}
+        codes, places = np.arange(len(self.rows)), range(0, len(split) * split[0], split[0])[::-1]  # of each column, its lowest bit
+        return {column: [np.concatenate([self.rows[w][:, column] for w in np.flatnonzero((codes >> place) % 2**bits == level)])
+                         for level in range(2**bits)] for column, place in enumerate(places) if split[-1 - column] == bits}
 
     def draw(self, w_codes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """A row, with replacement, for each weight: uS `[slices, *w_codes.shape]`, LSB slice first."""

@@ -18,7 +18,7 @@ from .simd import population, set_threads
 WORDS = 512  # of one work item: their sums stay in the first-level cache
 MOST_IN_FOUR_BITS, MOST_IN_A_BYTE = 15, 255
 _TWO, _FOUR, _EIGHT = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333), np.uint64(0x0F0F0F0F0F0F0F0F)
-_1, _2, _4 = np.uint64(1), np.uint64(2), np.uint64(4)
+_1, _2 = np.uint64(1), np.uint64(2)
 _BIT = np.uint64(0x0101010101010101)  # the lowest of each code
 
 

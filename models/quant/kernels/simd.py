@@ -20,20 +20,38 @@ from numba.extending import intrinsic, lower_builtin, models, register_jitable, 
 LANES = 32
 
 
-class VecType(types.Type):
-    def __init__(self):
-        super().__init__("Vec32x16")
-
-
-vec = VecType()
 _I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
-_V8, _V16, _V32 = (ir.VectorType(element, LANES) for element in (_I8, _I16, _I32))
+_V8, _V32 = (ir.VectorType(element, LANES) for element in (_I8, _I32))
 
 
-@register_model(VecType)
-class _VecModel(models.PrimitiveModel):
-    def __init__(self, manager, fe_type):
-        super().__init__(manager, fe_type, _V16)
+def vector_type(name, element, lanes):
+    """(Numba's type, LLVM's) of vectors of so many elements."""
+    class Type(types.Type):
+        def __init__(self):
+            super().__init__(name)
+
+    vector = ir.VectorType(element, lanes)
+
+    @register_model(Type)
+    class _Model(models.PrimitiveModel):
+        def __init__(self, manager, fe_type):
+            super().__init__(manager, fe_type, vector)
+
+    return Type(), vector
+
+
+vec, _V16 = vector_type("Vec32x16", _I16, LANES)
+
+
+def operation(result, *arguments):
+    """An intrinsic of these types whose code is `build(builder, *values)`, which returns nothing where `result` is `types.void`."""
+    def decorate(build):
+        def codegen(context, builder, sig, args):
+            value = build(builder, *args)
+            return context.get_dummy_value() if result == types.void else value
+
+        return intrinsic(functools.wraps(build)(lambda typingctx, *args: (result(*arguments), codegen)))
+    return decorate
 
 
 def _operator(op, build):
@@ -52,24 +70,16 @@ for _op, _name in {operator.and_: "and_", operator.or_: "or_", operator.xor: "xo
     _operator(_op, lambda builder, x, y, name=_name: getattr(builder, name)(x, y))
 
 
-def _function(build):
-    @intrinsic
-    def call(typingctx, x, y):
-        if (x, y) != (vec, vec):
-            return None
-        return vec(vec, vec), lambda context, builder, sig, args: build(builder, *args)
-    return call
-
-
 def _high_product(b, x, y):
     wide = b.mul(b.sext(x, _V32), b.sext(y, _V32))
     return b.trunc(b.ashr(wide, ir.Constant(_V32, [16] * LANES)), _V16)
 
 
-sar = _function(lambda b, x, y: b.ashr(x, y))
-vmin = _function(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))  # lanes signed
-vmax = _function(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
-mulhi = _function(_high_product)  # floor(x y / 2^16), lanes signed
+_of_two = operation(vec, vec, vec)
+sar = _of_two(lambda b, x, y: b.ashr(x, y))
+vmin = _of_two(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))  # lanes signed
+vmax = _of_two(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
+mulhi = _of_two(_high_product)  # floor(x y / 2^16), lanes signed
 
 
 def _broadcast(builder, value, vector):
@@ -77,18 +87,10 @@ def _broadcast(builder, value, vector):
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
 
 
-def _resize(builder, value, target):
-    if value.type.width > target.width:
-        return builder.trunc(value, target)
-    return builder.sext(value, target) if value.type.width < target.width else value
-
-
-@intrinsic
-def splat(typingctx, value):
+@operation(vec, types.int64)
+def splat(b, value):
     """All lanes equal to the low 16 bits of an integer."""
-    if not isinstance(value, types.Integer):
-        return None
-    return vec(value), lambda context, b, sig, args: _broadcast(b, _resize(b, args[0], _I16), _V16)
+    return _broadcast(b, b.trunc(value, _I16), _V16)
 
 
 def _pointer(builder, address, offset, element, lanes):
@@ -97,12 +99,8 @@ def _pointer(builder, address, offset, element, lanes):
 
 
 def _reader(element, numba_type):
-    @intrinsic
-    def read(typingctx, address, index):
-        def codegen(context, b, sig, args):
-            return b.load(_pointer(b, *args, element, 1), typ=element)
-        return numba_type(types.intp, types.intp), codegen
-    return read
+    return operation(numba_type, types.intp, types.intp)(
+        lambda b, address, index: b.load(_pointer(b, address, index, element, 1), typ=element))
 
 
 # Elements of a contiguous array by its address (why: see `buffers`): `int64_at(address, index)`.
@@ -117,14 +115,8 @@ float64_at = _reader(ir.DoubleType(), types.float64)
 
 
 def _writer(element, numba_type=types.int64):
-    @intrinsic
-    def write(typingctx, address, index, value):
-        def codegen(context, b, sig, args):
-            value = _resize(b, args[2], element) if numba_type == types.int64 else args[2]
-            b.store(value, _pointer(b, args[0], args[1], element, 1))
-            return context.get_dummy_value()
-        return types.void(types.intp, types.intp, numba_type), codegen
-    return write
+    return operation(types.void, types.intp, types.intp, numba_type)(
+        lambda b, address, index, value: b.store(b.trunc(value, element), _pointer(b, address, index, element, 1)))
 
 
 put_int64 = _writer(ir.IntType(64))
@@ -136,35 +128,31 @@ put_float32 = _writer(ir.FloatType(), types.float32)
 put_float64 = _writer(ir.DoubleType(), types.float64)
 
 
-@intrinsic
-def load(typingctx, address, offset):
-    """The vector that starts at element `offset` of the 16-bit array at `address`."""
-    def codegen(context, b, sig, args):
-        return b.load(_pointer(b, *args, _I16, LANES), align=2, typ=_V16)
-    return vec(types.intp, types.intp), codegen
+def loader(kind, vector):
+    """A function for the vector that starts at element `offset` of the array at `address`."""
+    return operation(kind, types.intp, types.intp)(lambda b, address, offset: b.load(
+        _pointer(b, address, offset, vector.element, vector.count), align=vector.element.width // 8, typ=vector))
 
 
-@intrinsic
-def store(typingctx, address, offset, value):
-    """Write the vector that starts at element `offset` of the 16-bit array at `address`."""
-    def codegen(context, b, sig, args):
-        b.store(args[2], _pointer(b, args[0], args[1], _I16, LANES), align=2)
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp, vec), codegen
+def storer(kind, vector):
+    """One that writes that vector."""
+    return operation(types.void, types.intp, types.intp, kind)(lambda b, address, offset, value: b.store(
+        value, _pointer(b, address, offset, vector.element, vector.count), align=vector.element.width // 8))
+
+
+load, store = loader(vec, _V16), storer(vec, _V16)
 
 
 def _adder(extend, short=False):
-    @intrinsic
-    def add(typingctx, address, offset, value, factor):
-        def codegen(context, b, sig, args):
-            pointer = _pointer(b, args[0], args[1], _I32, LANES)
-            factor = _broadcast(b, b.trunc(args[3], _I32), _V32)
-            if short:  # LLVM sees that 16 bits times 16 bits is all there is: a multiplication of 32 bits takes 10 cycles
-                factor = b.sext(_broadcast(b, b.trunc(args[3], _I16), _V16), _V32)
-            term = b.mul(getattr(b, extend)(args[2], _V32), factor)
-            b.store(b.add(b.load(pointer, align=4, typ=_V32), term), pointer, align=4)
-            return context.get_dummy_value()
-        return types.void(types.intp, types.intp, vec, types.intp), codegen
+    @operation(types.void, types.intp, types.intp, vec, types.intp)
+    def add(b, address, offset, value, factor):
+        pointer = _pointer(b, address, offset, _I32, LANES)
+        if short:  # LLVM sees that 16 bits times 16 bits is all there is: a multiplication of 32 bits takes 10 cycles
+            factor = b.sext(_broadcast(b, b.trunc(factor, _I16), _V16), _V32)
+        else:
+            factor = _broadcast(b, b.trunc(factor, _I32), _V32)
+        term = b.mul(getattr(b, extend)(value, _V32), factor)
+        b.store(b.add(b.load(pointer, align=4, typ=_V32), term), pointer, align=4)
     return add
 
 
@@ -173,43 +161,32 @@ add_signed_short = _adder("sext", short=True)  # the same for factors below 2^15
 add_unsigned = _adder("zext")
 
 
-@intrinsic
-def add_ones(typingctx, address, index, value):
+@operation(types.void, types.intp, types.intp, vec)
+def add_ones(b, address, index, value):
     """Add the ones in each 64-bit word of a vector to the eight uint64 counters from element `8 index` at `address`."""
-    def codegen(context, b, sig, args):
-        words = ir.VectorType(ir.IntType(64), 8)
-        pointer = _pointer(b, args[0], b.shl(args[1], ir.Constant(args[1].type, 3)), ir.IntType(64), 8)
-        count = b.module.declare_intrinsic("llvm.ctpop.v8i64", (), ir.FunctionType(words, [words]))
-        ones = b.call(count, [b.bitcast(args[2], words)])
-        b.store(b.add(b.load(pointer, align=8, typ=words), ones), pointer, align=8)
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp, vec), codegen
+    words = ir.VectorType(ir.IntType(64), 8)
+    pointer = _pointer(b, address, b.shl(index, ir.Constant(index.type, 3)), ir.IntType(64), 8)
+    count = b.module.declare_intrinsic("llvm.ctpop.v8i64", (), ir.FunctionType(words, [words]))
+    ones = b.call(count, [b.bitcast(value, words)])
+    b.store(b.add(b.load(pointer, align=8, typ=words), ones), pointer, align=8)
 
 
-@intrinsic
-def any_bit(typingctx, value):
+@operation(types.boolean, vec)
+def any_bit(b, value):
     """Whether any bit of a vector is set."""
-    if value != vec:
-        return None
-    def codegen(context, b, sig, args):
-        words = ir.VectorType(ir.IntType(64), 8)
-        flags = b.icmp_unsigned("!=", b.bitcast(args[0], words), ir.Constant(words, [0] * 8))
-        return b.icmp_unsigned("!=", b.bitcast(flags, _I8), ir.Constant(_I8, 0))
-    return types.boolean(vec), codegen
+    words = ir.VectorType(ir.IntType(64), 8)
+    flags = b.icmp_unsigned("!=", b.bitcast(value, words), ir.Constant(words, [0] * 8))
+    return b.icmp_unsigned("!=", b.bitcast(flags, _I8), ir.Constant(_I8, 0))
 
 
-@intrinsic
-def majority(typingctx, x, y, z):
+@operation(vec, vec, vec, vec)
+def majority(b, x, y, z):
     """The carry of a full adder, `x & y | z & (x | y)`: one VPTERNLOG where the machine has AVX-512."""
-    def codegen(context, b, sig, args):
-        if not llvmlite.binding.get_host_cpu_features().get("avx512f"):
-            x, y, z = args
-            return b.or_(b.and_(x, y), b.and_(z, b.or_(x, y)))
-        lanes = ir.VectorType(_I32, 16)
-        function = b.module.declare_intrinsic(
-            "llvm.x86.avx512.pternlog.d.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes, _I32]))
-        return b.bitcast(b.call(function, [*(b.bitcast(v, lanes) for v in args), ir.Constant(_I32, 0xE8)]), _V16)
-    return vec(vec, vec, vec), codegen
+    if not llvmlite.binding.get_host_cpu_features().get("avx512f"):
+        return b.or_(b.and_(x, y), b.and_(z, b.or_(x, y)))
+    lanes = ir.VectorType(_I32, 16)
+    function = b.module.declare_intrinsic("llvm.x86.avx512.pternlog.d.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes, _I32]))
+    return b.bitcast(b.call(function, [*(b.bitcast(v, lanes) for v in (x, y, z)), ir.Constant(_I32, 0xE8)]), _V16)
 
 
 @functools.cache
@@ -224,38 +201,39 @@ def _saturating(name):
         lanes = ir.VectorType(_I8, 2 * LANES)
         function = b.module.declare_intrinsic(f"llvm.{name}.v64i8", (), ir.FunctionType(lanes, [lanes, lanes]))
         return b.bitcast(b.call(function, [b.bitcast(x, lanes), b.bitcast(y, lanes)]), _V16)
-    return _function(build)
+    return _of_two(build)
 
 
 add_bytes_up_to_255 = _saturating("uadd.sat")
 sub_bytes_down_to_0 = _saturating("usub.sat")
 
 
-@intrinsic
-def lookup(typingctx, low, high, index):
+@operation(vec, vec, vec, vec)
+def lookup(b, low, high, index):
     """Byte by byte `table[index mod 128]`; low and high, the halves of the table, 64 bytes each.
 
     Only where `has_byte_tables()`; elsewhere the result is undefined.
     """
-    def codegen(context, b, sig, args):
-        if not has_byte_tables():
-            return ir.Constant(_V16, ir.Undefined)
-        lanes = ir.VectorType(_I8, 2 * LANES)
-        low, high, index = (b.bitcast(v, lanes) for v in args)
-        permute = b.module.declare_intrinsic(
-            "llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes]))
-        return b.bitcast(b.call(permute, [low, index, high]), _V16)
-    return vec(vec, vec, vec), codegen
+    if not has_byte_tables():
+        return ir.Constant(_V16, ir.Undefined)
+    lanes = ir.VectorType(_I8, 2 * LANES)
+    low, high, index = (b.bitcast(v, lanes) for v in (low, high, index))
+    permute = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes]))
+    return b.bitcast(b.call(permute, [low, index, high]), _V16)
 
 
-@intrinsic
-def bit_of_bytes(typingctx, address, offset, bit):
-    """Bit `bit` of the 32 bytes from element `offset` of the byte array at `address`, packed into one uint32."""
-    def codegen(context, b, sig, args):
-        mask = _broadcast(b, b.shl(ir.Constant(_I8, 1), b.trunc(args[2], _I8)), _V8)
-        hit = b.and_(b.load(_pointer(b, args[0], args[1], _I8, LANES), align=1, typ=_V8), mask)
-        return b.bitcast(b.icmp_unsigned("!=", hit, ir.Constant(_V8, [0] * LANES)), _I32)
-    return types.uint32(types.intp, types.intp, types.intp), codegen
+def bits_of_bytes(lanes, word):
+    """A function for bit `bit` of as many bytes from element `offset` of the byte array at `address`, packed into one unsigned integer."""
+    @operation(word, types.intp, types.intp, types.intp)
+    def packed(b, address, offset, bit):
+        vector = ir.VectorType(_I8, lanes)
+        mask = _broadcast(b, b.shl(ir.Constant(_I8, 1), b.trunc(bit, _I8)), vector)
+        hit = b.and_(b.load(_pointer(b, address, offset, _I8, lanes), align=1, typ=vector), mask)
+        return b.bitcast(b.icmp_unsigned("!=", hit, ir.Constant(vector, [0] * lanes)), ir.IntType(lanes))
+    return packed
+
+
+bit_of_bytes = bits_of_bytes(LANES, types.uint32)
 
 
 def can_compress() -> bool:
@@ -263,84 +241,74 @@ def can_compress() -> bool:
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 
 
-@intrinsic
-def put_compressed(typingctx, address, index, bits, first, step):
+@operation(types.intp, types.intp, types.intp, types.uint32, types.intp, types.intp)
+def put_compressed(b, address, index, bits, first, step):
     """Write `first + step i` for each bit i of a uint32 that is set to the uint32 array at `address`, from element `index`
     on; return how many they are. Up to sixteen elements behind them are overwritten. Only where `can_compress()`.
     """
-    def codegen(context, b, sig, args):
-        address, index, bits, first, step = args
-        if not can_compress():
-            return ir.Constant(index.type, ir.Undefined)
-        lanes, mask = ir.VectorType(_I32, 16), ir.IntType(16)
-        compress = b.module.declare_intrinsic("llvm.x86.avx512.mask.compress.v16i32", (), ir.FunctionType(
-            lanes, [lanes, lanes, ir.VectorType(ir.IntType(1), 16)]))
-        count = b.module.declare_intrinsic("llvm.ctpop.i16", (), ir.FunctionType(mask, [mask]))
-        first, step = (b.trunc(value, _I32) for value in (first, step))
-        steps = b.mul(_broadcast(b, step, lanes), ir.Constant(lanes, list(range(16))))
-        end = index
-        for half in range(2):
-            chosen = b.trunc(b.lshr(bits, ir.Constant(_I32, 16 * half)), mask)
-            start = b.add(first, b.mul(step, ir.Constant(_I32, 16 * half)))
-            values = b.call(compress, [b.add(steps, _broadcast(b, start, lanes)), ir.Constant(lanes, [0] * 16),
-                                       b.bitcast(chosen, ir.VectorType(ir.IntType(1), 16))])
-            b.store(values, _pointer(b, address, end, _I32, 16), align=4)
-            end = b.add(end, b.zext(b.call(count, [chosen]), end.type))
-        return b.sub(end, index)
-    return types.intp(types.intp, types.intp, types.uint32, types.intp, types.intp), codegen
+    if not can_compress():
+        return ir.Constant(index.type, ir.Undefined)
+    lanes, mask = ir.VectorType(_I32, 16), ir.IntType(16)
+    compress = b.module.declare_intrinsic("llvm.x86.avx512.mask.compress.v16i32", (), ir.FunctionType(
+        lanes, [lanes, lanes, ir.VectorType(ir.IntType(1), 16)]))
+    count = b.module.declare_intrinsic("llvm.ctpop.i16", (), ir.FunctionType(mask, [mask]))
+    first, step = (b.trunc(value, _I32) for value in (first, step))
+    steps = b.mul(_broadcast(b, step, lanes), ir.Constant(lanes, list(range(16))))
+    end = index
+    for half in range(2):
+        chosen = b.trunc(b.lshr(bits, ir.Constant(_I32, 16 * half)), mask)
+        start = b.add(first, b.mul(step, ir.Constant(_I32, 16 * half)))
+        values = b.call(compress, [b.add(steps, _broadcast(b, start, lanes)), ir.Constant(lanes, [0] * 16),
+                                   b.bitcast(chosen, ir.VectorType(ir.IntType(1), 16))])
+        b.store(values, _pointer(b, address, end, _I32, 16), align=4)
+        end = b.add(end, b.zext(b.call(count, [chosen]), end.type))
+    return b.sub(end, index)
 
 
-@intrinsic
-def prefetch(typingctx, address):
+@operation(types.void, types.intp)
+def prefetch(b, address):
     """Ask for the cache line at an address, which need not be one that may be read."""
-    def codegen(context, b, sig, args):
-        pointer = b.inttoptr(args[0], ir.PointerType(_I8))
-        ask = b.module.declare_intrinsic("llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32]))
-        b.call(ask, [pointer, *(ir.Constant(_I32, n) for n in (0, 2, 1))])  # to be read, into all caches but the smallest, data
-        return context.get_dummy_value()
-    return types.void(types.intp), codegen
+    pointer = b.inttoptr(address, ir.PointerType(_I8))
+    ask = b.module.declare_intrinsic("llvm.prefetch", [pointer.type], ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32]))
+    b.call(ask, [pointer, *(ir.Constant(_I32, n) for n in (0, 2, 1))])  # to be read, into all caches but the smallest, data
 
 
-@intrinsic
-def trailing_zeros(typingctx, value):
+@operation(types.uint32, types.uint32)
+def trailing_zeros(b, value):
     """Position of the lowest set bit of a uint32 that is not 0."""
-    return types.uint32(types.uint32), lambda context, b, sig, args: b.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+    return b.cttz(value, ir.Constant(ir.IntType(1), 1))
 
 
-@intrinsic
-def float32_from_bits(typingctx, bits):
+@operation(types.float32, types.uint32)
+def float32_from_bits(b, bits):
     """The float32 whose bits are those of a uint32."""
-    return types.float32(types.uint32), lambda context, b, sig, args: b.bitcast(args[0], ir.FloatType())
+    return b.bitcast(bits, ir.FloatType())
 
 
-@intrinsic
-def bits_of_float32(typingctx, value):
+@operation(types.uint32, types.float32)
+def bits_of_float32(b, value):
     """The bits of a float32 as a uint32."""
-    return types.uint32(types.float32), lambda context, b, sig, args: b.bitcast(args[0], _I32)
+    return b.bitcast(value, _I32)
 
 
-@intrinsic
-def fused_multiply_add(typingctx, x, y, z):
+@operation(types.float32, types.float32, types.float32, types.float32)
+def fused_multiply_add(b, x, y, z):
     """`x y + z` of float32, rounded once where the machine has an instruction for that."""
-    def codegen(context, b, sig, args):
-        features = llvmlite.binding.get_host_cpu_features()
-        x86_without = "sse2" in features and not features.get("fma")
-        return b.fadd(b.fmul(*args[:2]), args[2]) if x86_without else b.fma(*args)
-    return types.float32(types.float32, types.float32, types.float32), codegen
+    features = llvmlite.binding.get_host_cpu_features()
+    x86_without = "sse2" in features and not features.get("fma")
+    return b.fadd(b.fmul(x, y), z) if x86_without else b.fma(x, y, z)
 
 
-@intrinsic
-def bit_length(typingctx, value):
+@operation(types.int64, types.int64)
+def bit_length(b, value):
     """Number of bits of an integer from 0 up."""
-    def codegen(context, b, sig, args):
-        return b.sub(ir.Constant(ir.IntType(64), 64), b.ctlz(args[0], ir.Constant(ir.IntType(1), 0)))
-    return types.int64(types.int64), codegen
+    return b.sub(ir.Constant(ir.IntType(64), 64), b.ctlz(value, ir.Constant(ir.IntType(1), 0)))
 
 
-@intrinsic
-def population(typingctx, value):
+@operation(types.int64, types.uint64)
+def population(b, value):
     """How many bits of a uint64 are set."""
-    return types.int64(types.uint64), lambda context, b, sig, args: b.ctpop(args[0])
+    return b.ctpop(value)
 
 
 @register_jitable

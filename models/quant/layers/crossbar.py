@@ -14,7 +14,7 @@ from ..arrays import adc
 from ..arrays.cells import Cells
 from ..arrays.mapping import MappedLayer
 from ..arrays.readout import next_call
-from ..arrays.spec import CrossbarSpec, Geometry
+from ..arrays.spec import CrossbarSpec, Geometry, check_is_spec
 from ..kernels import elementwise
 from ..kernels.output import ToCodes
 from . import channels
@@ -355,6 +355,13 @@ def crossbar_layers(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, CrossbarLayer)]
 
 
+def on_crossbars(model: nn.Module) -> list[tuple[str, CrossbarLayer]]:
+    """`crossbar_layers`. Raises: ValueError where there are none."""
+    if layers := crossbar_layers(model):
+        return layers
+    raise ValueError("this network has no layers on crossbars: convert(model, spec, images) makes one that has")
+
+
 def ranges_of(model: nn.Module) -> list[list[Tensor | None]]:
     """ADC ranges, plans and corrections of the crossbar layers of `model`: the values of `ADC_BUFFERS`, layer by layer."""
     return [[getattr(layer, name) for name in ADC_BUFFERS] for _, layer in crossbar_layers(model)]
@@ -368,9 +375,11 @@ def give_ranges(model: nn.Module, ranges: list[list[Tensor | None]]) -> None:
 
 
 def set_spec(model: nn.Module, spec: CrossbarSpec) -> None:
-    """Put every crossbar layer of `model` on `spec`; calibrated ranges are dropped.
+    """Put every crossbar layer of `model` on `spec`; calibrated ranges are dropped. Layers of a converted network keep the bits of their
+    weights and inputs.
 
-    Raises: ValueError for other bits than those of a layer.
+    Raises: ValueError for a network without crossbars, and for other bits than those of a layer that was not converted.
     """
-    for _, layer in crossbar_layers(model):
+    check_is_spec(spec)
+    for _, layer in on_crossbars(model):
         layer.set_spec(spec)

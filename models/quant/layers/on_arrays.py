@@ -288,8 +288,8 @@ class OnArrays:
     @staticmethod
     def _check_ranges(layer):
         if not bool(layer.adc_delta.all()):
-            raise ValueError("this layer's ADC range is not calibrated; call calibrate(model, batches), "
-                             "load a checkpoint that holds ranges, or take another adc_range")
+            raise ValueError("this layer's ADC range is not calibrated; call calibrate(model, batches), or give `measure` its calibration "
+                             "images, load a checkpoint that holds ranges, or take another adc_range")
         if layer.spec.planned:
             OnArrays._check_plan(layer)
             return

@@ -9,7 +9,6 @@ says so (`unchanged`).
 import contextlib
 import ctypes
 import functools
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -39,8 +38,8 @@ class Prepared:
     """Keeps one value with what it was made from. It is not copied or saved with the layer: a copy makes its own."""
 
     def __init__(self) -> None:
-        # (settings, fingerprint, value, block of `unchanged` that saw it, weight), replaced as a whole: replicas in other threads may
-        # share it
+        # (settings, fingerprint, value, block of `unchanged` that saw it, the weight there), replaced as a whole: replicas in other
+        # threads may share it
         self._entry = None
 
     def __reduce__(self) -> tuple:
@@ -53,16 +52,24 @@ class Prepared:
         Args: any_weight, what was made of another weight will do as well.
         """
         entry = self._entry
-        if entry is not None and entry[0] == settings and _block is not None and entry[3] is _block and entry[4]() is weight:
+        if entry is not None and entry[0] == settings and _block is not None and entry[3] is _block and _is_same(entry[4], weight):
             return entry[2]
         seen = fingerprint(numbers if any_weight else [*numbers, weight])
         if entry is None or entry[0] != settings or entry[1][:len(seen)] != seen:
             self._entry = None  # what is to be replaced makes room first
             seen = fingerprint([*numbers, weight])
-            self._entry = entry = settings, seen, make(), _block, weakref.ref(weight)
+            self._entry = entry = settings, seen, make(), _block, _block and weight
         elif not any_weight:
-            self._entry = *entry[:3], _block, weakref.ref(weight)
+            self._entry = *entry[:3], _block, _block and weight
         return entry[2]
+
+
+def _is_same(one: Tensor | None, other: Tensor) -> bool:
+    """Whether two tensors are one, or the same view of one memory, as of a part of a weight. (One is alive, so its memory is its own.)"""
+    if one is other or one is None:
+        return one is other
+    strided = one.layout == other.layout == torch.strided
+    return strided and (one.data_ptr(), one.shape, one.stride(), one.dtype) == (other.data_ptr(), other.shape, other.stride(), other.dtype)
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[tuple]:

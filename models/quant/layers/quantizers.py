@@ -276,7 +276,7 @@ class AroundZero(_WeightQuantizer):
     def __init__(self, wbit: int = 4) -> None:
         super().__init__(wbit)
         if wbit == 1:
-            raise ValueError(f"wbit is 1; {type(self).__name__} has codes around an exact zero and needs 2 to 8 bits")
+            raise ValueError("w_bits is 1; weights with codes around an exact zero, as of a converted network, have 2 to 8 bits")
 
     @property
     def zero_twice(self) -> int:

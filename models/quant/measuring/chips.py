@@ -5,6 +5,7 @@
         chips.program(network, seed)
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from torch import nn
 
 from ..arrays.spec import COUNT, COUNT_OR_0, FROM_0, Numbers, check, choice, number
 from ..devices import ROW_OHM, WIRE_OHM, Device, Wires
+from ..devices.device import check_is_device
 from ..devices.times import show_time
 from ..network.program import MOST_LEVELS, MOST_MISMATCH, check_chip, check_circuits, program
 
@@ -71,7 +73,7 @@ class Draws:
 
     chips: int = number(1, "how many chips are measured. Each is a new draw of all cells. The table has the mean, the standard "
                         "deviation (of n - 1) and the lowest of their accuracies", COUNT, of="run")
-    chip_seed: int = number(0, "seed S of the first chip. The next ones have S + 1, S + 2, ...", COUNT_OR_0, of="run")
+    chip_seed: int = number(0, "seed S of the first chip. The next ones have S + 1, S + 2 and so on", COUNT_OR_0, of="run")
 
     @property
     def seeds(self) -> range:
@@ -93,13 +95,16 @@ class Chips(Draws, Reads):
     weight_noise: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        check_is_device(self.device)
         check(self)
-        if self.read_noise == "device":  # the noise that its data give
-            object.__setattr__(self, "device", replace(self.device, read_noise="device"))
-        if self.sigma:
-            object.__setattr__(self, "device", replace(self.device, sigma_percent=self.sigma))
         object.__setattr__(self, "name", self.name or self.device.name)
-        self.wires  # noqa: B018 - refuses what cannot be
+        self.wires, self.drawn  # noqa: B018 - refuse what cannot be
+
+    @functools.cached_property
+    def drawn(self) -> Device:
+        """The device with the scatter and the noise of these chips."""
+        noise = {"read_noise": "device"} if self.read_noise == "device" else {}  # that which its data give
+        return replace(self.device, **noise, **({"sigma_percent": self.sigma} if self.sigma else {}))
 
     def _key(self) -> tuple:
         values = (getattr(self.device, field.name) for field in fields(Device))
@@ -121,7 +126,7 @@ class Chips(Draws, Reads):
     def check(self, layer: nn.Module) -> None:
         """Refuse a layer on crossbars whose cells these cannot be, without drawing any. Raises: ValueError."""
         noise = {} if self.read_noise in (None, "device") else {"read_noise": self.read_noise}
-        check_chip(layer, replace(self.device, **noise), self.wires, self.reference_cells)
+        check_chip(layer, replace(self.drawn, **noise), self.wires, self.reference_cells)
         check_circuits(layer, adc_inl=self.adc_inl, adc_dnl=self.adc_dnl, adc_mismatch=self.adc_mismatch,
                        comparator_noise=self.comparator_noise)
 
@@ -131,7 +136,7 @@ class Chips(Draws, Reads):
         Raises: ValueError for a device of fewer levels than a cell has, see `program`.
         """
         noise = None if self.read_noise == "device" else self.read_noise  # the device has its own already
-        program(network, self.device, seed, self.reference_cells, read_noise=noise, adc_noise=self.adc_noise,
+        program(network, self.drawn, seed, self.reference_cells, read_noise=noise, adc_noise=self.adc_noise,
                       adc_offset=self.adc_offset, adc_gain=self.adc_gain, adc_inl=self.adc_inl, adc_dnl=self.adc_dnl,
                       adc_mismatch=self.adc_mismatch, comparator_noise=self.comparator_noise, wires=self.wires, noise_seed=self.noise_seed,
                       progress=progress)

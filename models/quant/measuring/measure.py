@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..cost import CostReport
 from ..engines import set_engine
-from ..layers.crossbar import crossbar_layers, give_ranges, ranges_of
+from ..layers.crossbar import crossbar_layers, give_ranges, on_crossbars, ranges_of
 from ..layers.batches import Batch, called, tensors_of
 from ..layers.loaders import Take
 from ..layers.on_arrays import ADC_BUFFERS
@@ -198,8 +198,8 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor | Sequence 
             raise ValueError(f"{what} is measured by {record.metric.name}, and the metric is {run.metric.scale.name}: measure both by one")
     if not isinstance(setting, (Setting, type(None))):
         raise ValueError(f"the setting is a {type(setting).__name__}; give Setting(CrossbarSpec(...)), or None for the software")
-    if setting and not crossbar_layers(network):
-        raise ValueError("this network has no layers on crossbars: convert(model, spec, images) makes one that has")
+    if setting:
+        on_crossbars(network)
     if is_chip(cells) and setting and setting.chips:
         raise ValueError("the cells are those of a chip, and the setting has chips too; give only one of them")
     with set_engine(engine), in_mode(network, training=False):

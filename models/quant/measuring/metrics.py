@@ -299,8 +299,8 @@ def classes_last(output: Any, target: Tensor) -> Tensor:
 def _of_classes(of_each, output, target):
     """(sums over what an example has, how many of them count). Args: of_each, `of_each(scores, target)` of each target."""
     scores, target = classes_last(output, target), target.to(first_tensor(output).device)
-    counts = (target != IGNORED).view(len(target), -1).double()
-    return (of_each(scores, target).view(len(target), -1).double() * counts).sum(1), counts.sum(1)
+    counts = (target != IGNORED).reshape(len(target), -1).double()
+    return (of_each(scores, target).reshape(len(target), -1).double() * counts).sum(1), counts.sum(1)
 
 
 def _hits(scores, target):

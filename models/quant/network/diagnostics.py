@@ -63,7 +63,8 @@ def report(model: nn.Module, images: Batch, histograms: dict[str, np.ndarray], r
             "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": arrays, "fill": fill,
             "all_zero_reads": float((reads[:, 0] / reads.sum(1)).mean()),
             "output_sqnr_db": _sqnr(wanted[name].double(), layer.simulate(inputs[name]).double()),
-            "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts.sum(axis=2), bits, chosen) for bits in CURVE_BITS},
+            "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts.sum(axis=2), bits, chosen) for bits in CURVE_BITS
+                                   if bits <= getattr(mapped.spec.converter, "most_bits", bits)},
             "unit": mapped.unit * 2**mapped.bins.shift, "u_min": mapped.bins.first,
             "slices": [_slice(mapped, k, counts[:, k]) for k in range(counts.shape[1])], **_bits_of(mapped, counts),
         })

@@ -18,8 +18,9 @@ from ..arrays.cells import LARGEST_CELL, Cells, Chip, fraction_bits, on_grid
 from ..arrays.circuits import Circuits
 from ..arrays.readout import Readout
 from ..devices import Device, Wires, faults
+from ..devices.device import check_is_device
 from ..devices.wires import STRAIGHT, effective, gate_curve
-from ..layers.crossbar import CrossbarLayer, crossbar_layers
+from ..layers.crossbar import CrossbarLayer, crossbar_layers, on_crossbars
 from ..storage import sources
 from ..storage.effective import kept
 
@@ -89,8 +90,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         for _, layer in crossbar_layers(model):
             layer.chip = None
         return
-    if not isinstance(device, Device):
-        raise ValueError(f"device is {device!r}; a Device is expected, such as Device.preset('techA')")
+    check_is_device(device)
     check_seed(seed)
     if reference_cells not in ("device", "ideal"):
         raise ValueError(f"reference_cells is {reference_cells!r}; allowed are device, ideal")
@@ -101,15 +101,16 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
             raise ValueError(f"{name} is {value!r}; allowed are numbers from 0 to {most:g}")
     if read_noise is not None:
         device = replace(device, read_noise=read_noise)
-    for _, layer in crossbar_layers(model):
+    layers = on_crossbars(model)
+    for _, layer in layers:
         check_chip(layer, device, wires, reference_cells)
         check_circuits(layer, **circuits)
-    slices = sum(len(layer.slice_bits) for _, layer in crossbar_layers(model))
+    slices = sum(len(layer.slice_bits) for _, layer in layers)
     watched = sys.stderr.isatty()
     with tqdm(total=slices, desc=f"programming chip {seed}", unit="slice", disable=not progress, leave=False, dynamic_ncols=True,
               delay=2 if watched else 60, mininterval=0.5 if watched else 60) as bar:
         draw = _Draw(device, seed, reference_cells, adc_noise, adc_offset, adc_gain, circuits, wires or Wires(), noise_seed, bar.update)
-        chips = [(layer, _chip(name, layer, draw)) for name, layer in crossbar_layers(model)]
+        chips = [(layer, _chip(name, layer, draw)) for name, layer in layers]
     for layer, chip in chips:
         layer.chip = chip
     if draw.curve_errors:
@@ -165,8 +166,10 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
         off[k] = np.rint(scale * g_min / step) if digital else 0
         drawn = device.draw(levels[k], bits, generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
         column = _reference_column(draw, bits, twice[k], levels.shape[1:3], generator(draw.seed, name, k, REFERENCE))
-        if draw.wires.resist:
-            drawn, column, curve = _behind_wires(drawn, column, layer, draw, generator(draw.seed, name, k, INPUTS))
+        if draw.wires.resist:  # the reference column stands in the array where the reference is analog
+            lines = drawn if digital else np.concatenate([column[..., None], drawn], axis=-1)
+            lines, curve = _behind_wires(lines, layer, draw, generator(draw.seed, name, k, INPUTS), int(not digital))
+            drawn, column = (lines, column) if digital else (lines[..., 1:], lines[..., 0])
             curves.append(_of_cells(curve, scale, step, scale * g_min / step - off[k]))
         values[k] = on_grid((drawn - g_min) / step, spec.cell_bits) + off[k].astype(np.int32)
         if digital:
@@ -199,14 +202,10 @@ def _pair_chip(name, layer, draw):
         drawn = [devices[part].draw(levels[k], bits, generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
                  for part, levels in lines]
         if wires.resist:
-            sides = np.stack(drawn, axis=-1).clip(0)  # the lines of a pair side by side
-            beside, arrays = sides.reshape(*sides.shape[:2], -1), layer.arrays
-            if wires.access == "gate":
-                beside, curve = _behind_a_curve(beside, arrays, wires.wire_ohm, generator(draw.seed, name, k, INPUTS), draw.curve_errors)
-                curves.append(_of_cells(curve, scale, step, scale * g_min / step))
-            else:
-                beside = _effective(beside, arrays, wires)
-            drawn = np.moveaxis(beside.reshape(sides.shape), -1, 0)
+            sides = np.stack(drawn, axis=-1)  # the lines of a pair side by side
+            behind, curve = _behind_wires(sides.reshape(*sides.shape[:2], -1), layer, draw, generator(draw.seed, name, k, INPUTS))
+            curves.append(_of_cells(curve, scale, step, scale * g_min / step))
+            drawn = np.moveaxis(behind.reshape(sides.shape), -1, 0)
         values[k] = on_grid((drawn[0] - drawn[1]) / step, layer.cell_spec.cell_bits)
         if both is not None:
             both[k] = on_grid((drawn[0] + drawn[1] - 2 * g_min) / step, layer.cell_spec.cell_bits)
@@ -283,19 +282,14 @@ def _reference_column(draw, bits, twice, shape, generator):
     return device.draw(np.stack([np.full(shape, level, np.uint8) for level in levels]), bits, generator).mean(0)
 
 
-def _behind_wires(cells, column, layer, draw, generator):
-    """(cells, reference column) of one slice as the sense nodes see them, and the curve behind them, `(b_0, b_1, b_2)` for siemens.
+def _behind_wires(lines, layer, draw, generator, beside=0):
+    """Lines of one slice as the sense nodes see them, uS, and the curve behind them, `(b_0, b_1, b_2)` for siemens.
 
-    Args: cells, uS `[groups, rows, out / groups]`; column, uS `[groups, rows]`, which stands in the array where the reference is analog.
-    Conductances below 0 are none.
+    Args: lines, uS `[groups, rows, lines]`, of which those below 0 conduct nothing; beside, see `_effective`.
     """
-    beside, curve = int(layer.spec.reference == "analog"), STRAIGHT
-    lines = np.concatenate([column[..., None], cells], axis=-1)[..., 1 - beside:].clip(0)
     if draw.wires.access == "gate":
-        found, curve = _behind_a_curve(lines, layer.arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
-    else:
-        found = _effective(lines, layer.arrays, draw.wires, beside)
-    return found[..., beside:], found[..., 0] if beside else column, curve
+        return _behind_a_curve(lines.clip(0), layer.arrays, draw.wires.wire_ohm, generator, draw.curve_errors)
+    return _effective(lines.clip(0), layer.arrays, draw.wires, beside), STRAIGHT
 
 
 def _behind_a_curve(lines, arrays, wire_ohm, generator, errors):

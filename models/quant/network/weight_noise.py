@@ -20,7 +20,7 @@ from torch import nn
 from ..arrays.cells import Cells, Chip
 from ..arrays.mapping import w_rows
 from ..arrays.spec import Numbers
-from ..layers.crossbar import CrossbarLayer, crossbar_layers
+from ..layers.crossbar import CrossbarLayer, on_crossbars
 from .program import WEIGHTS, check_seed, generator
 
 PCM = "pcm"
@@ -49,7 +49,7 @@ def add_weight_noise(model: nn.Module, noise: float | str, seed: int = 0) -> Non
     if not NOISE.has(noise):
         raise ValueError(f"noise is {noise!r}; allowed is {NOISE.text}")
     check_seed(seed)
-    layers = crossbar_layers(model)
+    layers = on_crossbars(model)
     for _, layer in layers:
         check_noisy(layer)
     chips = [_chip(layer, noise, generator(seed, name, 0, WEIGHTS)) for name, layer in layers]

@@ -46,7 +46,7 @@ def compose(planes: Tensor, w_bits: int, cell_bits: int) -> Tensor:
     if planes.dim() == 0 or len(planes) != len(slices):
         raise ValueError(f"{list(planes.shape)[:1]} planes for {len(slices)} slices of a {w_bits}-bit weight on "
                          f"{cell_bits}-bit cells")
-    codes = torch.zeros(planes.shape[1:], dtype=torch.uint8)
+    codes = torch.zeros(planes.shape[1:], dtype=torch.uint8, device=planes.device)
     for k, (low, bits) in enumerate(slices):
         if planes[k].numel() and not 0 <= int(planes[k].min()) <= int(planes[k].max()) < 2**bits:
             raise ValueError(f"plane {k} holds cell values from {int(planes[k].min())} to {int(planes[k].max())}; "

@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from ...arrays.mapping import Bins, MappedLayer
 from ...kernels.simd import set_threads
 from .. import accumulator_dtype
-from .common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from .common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC, room_for_results
 from .common.histogram import room_for
+from .common.layout import step_of_slice
 from .dense import Dense
 from .grid import cells_kernel, cells_matrix
 from .grid.cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
 from .grid.cells_kernel import STATIC_BROAD
 from .grid.cells_narrow import NOT_NARROW, Narrow, narrow_forms
-from .grid.cells_layout import besides, fits, lay_out, padded_columns, step_of_slice, weights_of
+from .grid.cells_layout import besides, fits, lay_out, padded_columns, weights_of
 from .grid.cells_reads import COMPARED, COMPARED_SHORT, COMPARED_TREES, COMPARED_WIDE_TREES, NARROW, PLAIN, SHORT
 from .grid.cells_thresholds import NOTHING_COMPARED, Compared, ComparedForms
 from .pixels import pixels
@@ -29,19 +30,67 @@ from .vectors.amx import TILE_ROWS, can_multiply
 from .whole.choice import SHORT_ROWS, TILES, TREES, fastest_for, may
 from .whole.several import ProductsOfBytes
 
-__all__ = ["Prepared", "fits"]
+__all__ = ["Prepared", "Ways", "fits"]
 
 MOST_IN_A_ROW = 64  # pixels of layers of 1 x 1, where any row will do: of thousands of channels the lists of more lie on too many pages
 
 
-class Prepared:
-    """A layer with cells on a grid, as `engine` asks for it; parts are made when first needed.
+class Ways:
+    """The ways that a layer may go; parts are made when first needed. Subclasses have `convolution`, sums without an ADC, `by_columns`,
+    and `columns`, the name of that.
 
     Args: dtype, of the accumulators, where it is not that of this layer.
     """
 
     def __init__(self, layer: MappedLayer, dtype: torch.dtype | None = None) -> None:
         self.layer, self.dtype = layer, dtype or accumulator_dtype(layer)
+
+    @property
+    def sums_alone(self) -> bool:
+        """Whether sums are all that the layer does: it has no ADC, and its reads are nothing but their cells'."""
+        return self.layer.spec.adc_range == "ideal" and self.layer.readout is None
+
+    @functools.cached_property
+    def _side_by_side(self):
+        return pixels.SideBySide(self.layer, self)
+
+    @functools.cached_property
+    def _dense(self):
+        return Dense(self.layer, self)
+
+    def apart(self, a_codes: torch.Tensor) -> Any:
+        """What makes the accumulators without regard to how they are scaled, where that is the way for such an input; else None."""
+        return self._dense if self._dense.serves(a_codes) else None
+
+    def way(self, a_codes: torch.Tensor) -> str:
+        """See `engine.way`."""
+        if self.sums_alone:
+            return ", ".join(self.convolution.ways(a_codes))
+        way = self.apart(a_codes) or (self._side_by_side if self._side_by_side.serves(a_codes) else None)
+        return self.columns(a_codes) if way is None else way.name
+
+    def simulate(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
+        """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
+        `next_codes` `[0, ...]`, as results are written there."""
+        if self.sums_alone:
+            return self.convolution(a_codes)[None]
+        set_threads()  # before anything is sized by their number
+        if not scaling and (way := self.apart(a_codes)):  # `engine.scaled` has asked before
+            return way.simulate(a_codes)
+        return self.by_reads(a_codes, **scaling)
+
+    def by_reads(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
+        """`simulate` where reads are made one by one and their codes are scaled where they are added up."""
+        if self._side_by_side.serves(a_codes):
+            return self._side_by_side.simulate(a_codes, self.dtype, **scaling)
+        return self.by_columns(a_codes, **scaling)
+
+
+class Prepared(Ways):
+    """A layer with cells on a grid, as `engine` asks for it."""
+
+    def __init__(self, layer: MappedLayer, dtype: torch.dtype | None = None) -> None:
+        super().__init__(layer, dtype)
         self._ways_of_inputs: set[str] = set()  # of thresholds
 
     @functools.cached_property
@@ -117,69 +166,21 @@ class Prepared:
             return STATIC_BROAD
         return PLAIN if plain else STATIC
 
-    @functools.cached_property
-    def _side_by_side(self):
-        return pixels.SideBySide(self.layer, self)
+    def columns(self, a_codes: torch.Tensor) -> str:
+        """By what columns side by side are read."""
+        return "sums of rows of cells, or products of matrices"
 
     @functools.cached_property
-    def _dense(self):
-        return Dense(self.layer, self)
-
-    def apart(self, a_codes: torch.Tensor) -> Dense | None:
-        """See `engine._Prepared.apart`."""
-        return self._dense if self._dense.serves(a_codes) else None
-
-    columns = "sums of rows of cells, or products of matrices"  # by which columns side by side are read
-
-    def way(self, a_codes: torch.Tensor) -> str:
-        """See `engine.way`."""
-        if self.sums_alone:
-            return ", ".join(self._whole.ways(a_codes))
-        way = self.apart(a_codes) or (self._side_by_side if self._side_by_side.serves(a_codes) else None)
-        return self.columns if way is None else way.name
-
-    @property
-    def sums_alone(self) -> bool:
-        """Whether `sums` are all that the layer does: it has no ADC, and its reads are nothing but their cells'."""
-        return self.layer.spec.adc_range == "ideal" and self.layer.readout is None
-
-    @property
-    def convolution(self) -> Prepared:
+    def convolution(self) -> ProductsOfBytes:
         """`sum_t sum_z sum_k 2^(d z + c k) u`, without an ADC."""
-        return self
-
-    def sums(self, a_codes: torch.Tensor) -> torch.Tensor:
-        """Those sums, integers `[N, H', W', out]`."""
-        return self._whole(a_codes)
-
-    @functools.cached_property
-    def _whole(self):
         return ProductsOfBytes(self.layer)
-
-    def simulate(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
-        """Accumulators, or what `scaling` makes of them; see `engine._Prepared.simulate`."""
-        if self.sums_alone:
-            return self.sums(a_codes)[None]
-        set_threads()
-        if not scaling and (way := self.apart(a_codes)):
-            return way.simulate(a_codes)
-        return self.by_reads(a_codes, **scaling)
-
-    def by_reads(self, a_codes: torch.Tensor, **scaling: Any) -> torch.Tensor:
-        """See `engine._Prepared.by_reads`."""
-        if self._side_by_side.serves(a_codes):
-            return self._side_by_side.simulate(a_codes, torch.int32 if scaling else self.dtype, **scaling)
-        return self.by_columns(a_codes, **scaling)
 
     def by_columns(self, a_codes: torch.Tensor, op: int | None = None, **scaling: Any) -> torch.Tensor:
         """The same with columns side by side. Args: op, of the kernel; None: the fastest."""
         layer = self.layer
         dynamic = layer.spec.adc_range == "dynamic"
         forms = dynamic_forms(layer, *self._ranges(a_codes)) if dynamic else self._static
-        size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-        results = 0 if "next_codes" in scaling else 1 if scaling else int(step_of_slice(layer).max()) + 1
-        dtype = torch.int32 if scaling else self.dtype
-        out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
+        out = room_for_results(layer, a_codes, int(step_of_slice(layer).max()) + 1, self.dtype, scaling)
         self._run(forms, a_codes, op or (DYNAMIC if dynamic else STATIC), out=out.numpy(), **scaling)
         return out
 

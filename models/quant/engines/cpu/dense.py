@@ -26,7 +26,7 @@ from ...arrays.spec import Geometry
 from ...kernels.cache import SOURCES
 from ...kernels.simd import set_threads
 from .. import accumulator_dtype
-from .grid.cells_layout import step_of_slice
+from .common.layout import step_of_slice
 from .whole.choice import DENSE, fastest_for, may
 from .whole.products import Product
 

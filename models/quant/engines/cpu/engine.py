@@ -30,15 +30,13 @@ from ...arrays.readout import Readout
 from ...kernels import elementwise
 from ...kernels.output import ToCodes
 from ...kernels.simd import set_threads
-from .. import accumulator_dtype
 from ..reach import lacking
 from . import cells
-from .common.buffers import BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC
+from .common.buffers import BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, room_for_results
 from .common.layout import lay_out
-from .dense import Dense
 from .grid.cells_thresholds import unfit
 from .groups import grouped
-from .pixels import loud, pixels
+from .pixels import loud
 from .planes import kernel
 from .planes.converter import dynamic_adc, fits, no_adc, static_adc
 from .planes.two_tables import two_tables
@@ -76,11 +74,7 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
     if prepared.sums_alone and prepared.layer.cells is None and values == [1.0]:
         return prepared.convolution.scaled(a_codes, scale, offset, to_codes, shift)
-    if prepared.sums_alone:
-        return elementwise.scaled_steps(prepared.convolution.sums(a_codes)[None], values, scale, offset, to_codes)
-    if isinstance(prepared, grouped.Prepared):
-        return prepared.scaled(a_codes, values, scale, offset, to_codes)
-    if way := prepared.apart(a_codes):
+    if way := prepared if prepared.sums_alone else prepared.apart(a_codes):
         return elementwise.scaled_steps(way.simulate(a_codes), values, scale, offset, to_codes)
     scaling = {"values": np.array(values), "scale": scale.numpy(), "offset": offset.numpy()}
     if to_codes is None:
@@ -98,15 +92,11 @@ def way(prepared: _AnyPrepared, a_codes: torch.Tensor) -> str:
 
 def histogram(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, classes, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    counts = prepared.histogram(a_codes)
-    return counts if counts.dim() == 4 else counts.unsqueeze(2)
+    return prepared.histogram(a_codes)
 
 
-class _Prepared:
+class _Prepared(cells.Ways):
     """Made when first asked for: a layer without an ADC needs no bit planes, one with an ADC seldom a convolution."""
-
-    def __init__(self, layer):
-        self.layer, self.sums_alone = layer, layer.spec.adc_range == "ideal"
 
     @functools.cached_property
     def reads(self):
@@ -122,10 +112,6 @@ class _Prepared:
         return IntegerConvolution(self.layer)
 
     @functools.cached_property
-    def side_by_side(self):
-        return pixels.SideBySide(self.layer, self)
-
-    @functools.cached_property
     def static(self):
         """The ADC and the convolution of fixed ranges (`converter.static_adc`), or (None, None)."""
         fixed = self.layer.spec.adc_range in ("calibrated", "full")
@@ -135,48 +121,21 @@ class _Prepared:
     def loud(self):
         return loud.Loud(self.layer, *self.static, self)
 
-    @functools.cached_property
-    def dense(self):
-        return Dense(self.layer, self)
-
     def apart(self, a_codes):
-        """What makes the accumulators without regard to how they are scaled, where that is the way for such an input; else None."""
-        return self.loud if self.loud.serves(a_codes) else self.dense if self.dense.serves(a_codes) else None
+        return self.loud if self.loud.serves(a_codes) else super().apart(a_codes)
 
-    def way(self, a_codes):
-        if self.sums_alone:
-            return ", ".join(self.convolution.product.ways(a_codes))
-        way = self.apart(a_codes) or (self.side_by_side if self.side_by_side.serves(a_codes) else None)
-        if way is not None:
-            return way.name
+    def columns(self, a_codes):
         if not self.reads.static:
-            return "bit planes, ranges of the batch" if self.layer.spec.adc_range == "dynamic" else self.on_grid.columns
+            return "bit planes, ranges of the batch" if self.layer.spec.adc_range == "dynamic" else self.on_grid.columns(a_codes)
         return "integer product and what clips, by bit planes" if self._adc(a_codes).relative else "bit planes"
 
     @functools.cached_property
     def on_grid(self):
         """The same layer by sums of rows, where 16 bits do not do."""
-        return cells.Prepared(_on_grid(self.layer), accumulator_dtype(self.layer))
-
-    def simulate(self, a_codes, **scaling):
-        """Accumulators; with `scaling` (values, scale, offset) `[1, ...]`, the bits of what `engines.scaled` returns; with
-        `next_codes` `[0, ...]`, as results are written there."""
-        if self.sums_alone:
-            return self.convolution(a_codes)[None]
-        set_threads()  # before anything is sized by their number
-        if not scaling and (way := self.apart(a_codes)):  # `scaled` has asked before
-            return way.simulate(a_codes)
-        return self.by_reads(a_codes, **scaling)
-
-    def by_reads(self, a_codes, **scaling):
-        """`simulate` where reads are made one by one and their codes are scaled where they are added up."""
-        layer = self.layer
-        if self.side_by_side.serves(a_codes):
-            return self.side_by_side.simulate(a_codes, torch.int32 if scaling else accumulator_dtype(layer), **scaling)
-        return self.by_columns(a_codes, **scaling)
+        return cells.Prepared(_on_grid(self.layer), self.dtype)
 
     def by_columns(self, a_codes, **scaling):
-        """The same with columns side by side."""
+        """`by_reads` with columns side by side."""
         adc = self._adc(a_codes)
         return self.on_grid.by_columns(a_codes, **scaling) if adc is None else self._by_planes(adc, a_codes, **scaling)
 
@@ -197,10 +156,7 @@ class _Prepared:
         if adc.relative > 0:
             out = reads.convolution.sums(a_codes)[None]
         else:
-            size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-            dtype = torch.int32 if scaling else accumulator_dtype(layer)
-            results = 0 if "next_codes" in scaling else 1 if scaling else reads.shape.steps
-            out = torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=dtype)
+            out = room_for_results(layer, a_codes, reads.shape.steps, self.dtype, scaling)
         op = DYNAMIC if layer.spec.adc_range == "dynamic" else BY_ONES if layer.by_ones else STATIC
         reads.run(adc, a_codes, op, out=out.numpy(), **scaling)
         return out if out.dtype == torch.int64 else out.view(torch.int32)
@@ -279,9 +235,7 @@ class _Planes:
         """Accumulators."""
         layer, tables, reads = self.prepared.layer, self.prepared._tables, self.prepared._reads
         set_threads()
-        size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
-        shape = reads.shape.steps, len(a_codes), *size, len(layer.w_codes)
-        low, high = (torch.empty(shape, dtype=torch.int32) for _ in range(2))
+        low, high = (room_for_results(layer, a_codes, reads.shape.steps, torch.int32, {}) for _ in range(2))
         for adc, out in ((tables.low, low), (tables.high, high)):
             reads.run(adc, a_codes, STATIC, out=out.numpy())
         return low.add_(high, alpha=256).mul_(tables.scale).add_(torch.from_numpy(tables.constant).int().view(-1, 1, 1, 1, 1))

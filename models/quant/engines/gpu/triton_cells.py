@@ -30,25 +30,12 @@ import triton.language as tl
 
 from ..reach import read_range
 from .triton_readout import read_out
-from .triton_tile import (MAGIC, MAGIC_BITS, bin_of, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers, has_bits, kind_of,
-                          of_kinds)
+from .triton_tile import (MAGIC, MAGIC_BITS, bin_of, corner_of, divide, dot, exact_code, exact_numbers, has_bits, kind_of, load, of_kinds,
+                          widen)
 
 if TYPE_CHECKING:
     from ...arrays.mapping import MappedLayer
     from .triton_constants import Constants
-
-
-@triton.jit
-def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
-    """Codes `[pixels, rows]` of a block of rows, and their levels `[rows, channels]`: the two lower digits, and where all of them lie.
-    Rows as in `triton_ideal._load`."""
-    a = codes_of_rows(a_ptr, corner, row, in_width, L)
-    levels = m_ptr + (column[None, :] + depth[:, None])
-    m = tl.load(levels)
-    m_high = m
-    if L.parts > 1:
-        m_high = tl.load(levels + L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k)
-    return a, m, m_high, levels
 
 
 @triton.jit
@@ -105,13 +92,6 @@ def _dynamic(u, adc_ptr, read, L: tl.constexpr):
 
 
 @triton.jit
-def _widen(u, out_ptr, read, L: tl.constexpr):
-    """Take u into the smallest and largest of its read."""
-    tl.atomic_min(out_ptr + read, tl.min(u), sem="relaxed")
-    tl.atomic_max(out_ptr + (read + L.groups * L.arrays * L.digits * L.slices), tl.max(u), sem="relaxed")
-
-
-@triton.jit
 def _count(u, own, out_ptr, adc_ptr, kind, L: tl.constexpr):
     """Count the reads by value, in one of several copies of the counts."""
     bins = tl.load(adc_ptr + 1)
@@ -129,7 +109,7 @@ def _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_
     if not L.planned or has_bits(weight, L):
         u = _read(a, m, m_high, levels, z, L)
         for b in range(1, L.blocks):  # arrays of more than block_k rows
-            a_b, m_b, m_high_b, levels_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k, in_width, L)
+            a_b, m_b, m_high_b, levels_b = load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k, in_width, L)
             u += _read(a_b, m_b, m_high_b, levels_b, z, L)
         if R is not None:
             u = read_out(u, besides, first_image, seed, a, a_ptr, corner, row, in_width, pixel, size, channel, group, k, t, z, L, R)
@@ -146,7 +126,7 @@ def _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_
         elif MODE == "dynamic":
             acc += _dynamic(u, adc_ptr, read, L) * weight
         elif MODE == "range":
-            _widen(u, out_ptr, read, L)
+            widen(u, out_ptr, read, L)
         else:
             _count(u, own, out_ptr, adc_ptr, kind, L)
     return acc
@@ -178,7 +158,7 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
         row = t // tl.cdiv(L.span, L.rows) * L.span + t % tl.cdiv(L.span, L.rows) * L.rows + depth
         column = ((k * L.groups + group).to(tl.int64) * L.out + channel) * (L.arrays * L.blocks * L.block_k) + (
             t * (L.blocks * L.block_k))
-        a, m, m_high, levels = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
+        a, m, m_high, levels = load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
         if R is None:
             for z in tl.static_range(DIGITS):
                 acc = _add_read(acc, a, m, m_high, levels, a_ptr, m_ptr, out_ptr, adc_ptr, weight_ptr, besides, first_image, seed, corner,
@@ -193,11 +173,8 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
         tl.store(out_ptr + (out[:, None] + own_channel[None, :]), acc, mask=own)
 
 
-def row_weights(layer: MappedLayer, whole: bool = False) -> torch.Tensor:
-    """What a row adds to `u`: int32 `[slices, groups, rows, out / groups]`; or, `whole`, to the sum over all slices without an ADC,
-    int64 with one slice."""
-    if not whole:
-        return layer.cells.weights(layer.spec.reference == "analog")
+def whole_weights(layer: MappedLayer) -> torch.Tensor:
+    """What a row adds to the sum over all slices without an ADC: int64 `[1, groups, rows, out / groups]`."""
     return sum(part.long() << layer.spec.cell_bits * k for k, part in enumerate(layer.cells.weights(analog=True)))[None]
 
 

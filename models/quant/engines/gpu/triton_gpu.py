@@ -40,21 +40,6 @@ def unsupported(layer: MappedLayer, device: torch.device) -> str | None:
     return None
 
 
-def prepare(layer: MappedLayer) -> Prepared:
-    """The weights and the ADC of `layer`, laid out for the kernel."""
-    return Prepared(layer)
-
-
-def accumulate(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
-    """Accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    return prepared.accumulate(a_codes)
-
-
-def histogram(prepared: Prepared, a_codes: torch.Tensor) -> torch.Tensor:
-    """Counts of the read values, int64 `[digits, slices, classes, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
-    return prepared.histogram(a_codes)
-
-
 class Prepared:
     """All that depends on the weights and the ADC; made once for a layer.
 
@@ -66,7 +51,7 @@ class Prepared:
         spec = layer.spec
         self.layer = layer
         self.mode, conversion = _kernel_of(layer).conversion(layer)
-        weights = None if layer.cells is None else triton_cells.row_weights(layer, whole=self.mode == "sum")
+        weights = None if layer.cells is None else triton_cells.whole_weights(layer) if self.mode == "sum" else layer.row_weights
         if self.mode == "sum":
             # One digit, one slice, arrays of any rows: `sum A (2 W - L)`, or `sum A W` behind a digital reference.
             if spec.adc_range != "ideal":
@@ -85,7 +70,7 @@ class Prepared:
     def every_read(self) -> _Reads:
         """The reads as the hardware makes them, whatever `accumulate` may skip. Noise would take them out of the bins."""
         assert self.layer.readout is None
-        weights = None if self.layer.cells is None else triton_cells.row_weights(self.layer)
+        weights = None if self.layer.cells is None else self.layer.row_weights
         return _Reads(self.layer, [range(len(self.layer.reference_twice))], torch.int32, weights=weights)
 
     def accumulate(self, a_codes: torch.Tensor) -> torch.Tensor:
@@ -113,11 +98,14 @@ class Prepared:
         return counts.sum(0).transpose(0, 1)
 
 
+prepare, accumulate, histogram = Prepared, Prepared.accumulate, Prepared.histogram  # see `engines`
+
+
 class _Reads:
     """The reads of a layer, laid out for the kernel.
 
     Args: steps, the slices of each ADC step; dtype of the accumulators; conversion, what the ADC needs, a tensor `[slices,
-        digits, classes, ...]`; mode, in which codes are added; weights, what a row of cells on a grid adds to a read (`row_weights`).
+        digits, classes, ...]`; mode, in which codes are added; weights, what a row of cells on a grid adds to a read.
     """
 
     def __init__(self, layer, steps, dtype, conversion=None, mode="histogram", weights=None):

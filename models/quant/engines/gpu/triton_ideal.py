@@ -38,8 +38,8 @@ import triton.language as tl
 from torch.nn import functional as F
 
 from ...arrays.mapping import MAX_BINS
-from .triton_tile import (MAGIC, MAGIC_BITS, bin_of, classes_apart, codes_of_rows, corner_of, divide, dot, exact_code, exact_numbers,
-                          has_bits, kind_of, of_kinds)
+from .triton_tile import (MAGIC, MAGIC_BITS, bin_of, classes_apart, corner_of, divide, dot, exact_code, exact_numbers, has_bits, kind_of,
+                          load, of_kinds, widen)
 
 if TYPE_CHECKING:
     from ...arrays.mapping import MappedLayer
@@ -54,22 +54,6 @@ def _read(a, m, m_high, z: tl.constexpr, L: tl.constexpr):
     if L.parts == 2:
         u += dot(a, m_high, MASK) * 16
     return u
-
-
-@triton.jit
-def _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
-    """Codes `[pixels, rows]` and levels, twice `[rows, channels]`, of a block of rows.
-
-    Row r is tap r // channels, channel r % channels, and each `L.vector` rows lie side by side in memory. Rows past the end
-    of an array have level 0: their codes are read (from the next array, from row 0 after the last) and do not matter.
-    """
-    a = codes_of_rows(a_ptr, corner, row, in_width, L)
-    levels = m_ptr + (column[None, :] + depth[:, None])
-    m = tl.load(levels)
-    m_high = m
-    if L.parts == 2:
-        m_high = tl.load(levels + L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k)
-    return a, m, m_high
 
 
 # What becomes of a read U. Functions that convert one return (its code, what stands in the code's place where it is 0), both
@@ -99,13 +83,6 @@ def _dynamic(u, adc_ptr, weight, read, L: tl.constexpr):
     q = tl.minimum(divide((u - u_a).to(tl.float32), step) + MAGIC, MAGIC + ((1 << L.adc_bits) - 1))
     surplus = (MAGIC_BITS * span.to(L.acc) - (u_a.to(L.acc) << L.adc_bits)) * weight
     return q.to(tl.int32, bitcast=True) * (span.to(L.acc) * weight), surplus
-
-
-@triton.jit
-def _widen(u, out_ptr, read, L: tl.constexpr):
-    """Take U into the smallest and largest of its read."""
-    tl.atomic_min(out_ptr + read, tl.min(u), sem="relaxed")
-    tl.atomic_max(out_ptr + (read + L.groups * L.arrays * L.digits * L.slices), tl.max(u), sem="relaxed")
 
 
 @triton.jit
@@ -147,15 +124,15 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
         row = t // tl.cdiv(L.span, L.rows) * L.span + t % tl.cdiv(L.span, L.rows) * L.rows + depth
         column = ((k * L.groups + group).to(tl.int64) * L.out + channel) * (L.arrays * L.blocks * L.block_k) + (
             t * (L.blocks * L.block_k))
-        a, m, m_high = _load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
+        a, m, m_high, levels = load(a_ptr, m_ptr, corner, column, row, depth, in_width, L)
         for z in tl.static_range(DIGITS):
             kind = kind_of(a, a_ptr, corner, row, depth, in_width, k, t, z, L)
             weight = tl.load(weight_ptr + kind)
             if not L.planned or has_bits(weight, L):
                 u = _read(a, m, m_high, z, L)
                 for b in range(1, L.blocks):  # arrays of more than block_k rows
-                    a_b, m_b, m_high_b = _load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k,
-                                               in_width, L)
+                    a_b, m_b, m_high_b, levels_b = load(a_ptr, m_ptr, corner, column, row + b * L.block_k, depth + b * L.block_k,
+                                                         in_width, L)
                     u += _read(a_b, m_b, m_high_b, z, L)
 
                 read = ((group * L.arrays + t) * L.digits + z) * L.slices + k
@@ -174,7 +151,7 @@ def kernel(a_ptr, m_ptr, out_ptr, adc_ptr, first_ptr, weight_ptr, pixels, height
                     acc += q
                     surplus += zero
                 elif MODE == "range":
-                    _widen(u, out_ptr, read, L)
+                    widen(u, out_ptr, read, L)
                 else:
                     _count(u, own, out_ptr, kind, z, L)
 

@@ -89,6 +89,29 @@ def codes_of_rows(a_ptr, corner, row, in_width, L: tl.constexpr):
 
 
 @triton.jit
+def load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
+    """Codes `[pixels, rows]` of a block of rows, and their levels `[rows, channels]`: the two lower digits, and where all of them lie.
+
+    Row r is tap r // channels, channel r % channels, and each `L.vector` rows lie side by side in memory. Rows past the end
+    of an array have level 0: their codes are read (from the next array, from row 0 after the last) and do not matter.
+    """
+    a = codes_of_rows(a_ptr, corner, row, in_width, L)
+    levels = m_ptr + (column[None, :] + depth[:, None])
+    m = tl.load(levels)
+    m_high = m
+    if L.parts > 1:
+        m_high = tl.load(levels + L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k)
+    return a, m, m_high, levels
+
+
+@triton.jit
+def widen(u, out_ptr, read, L: tl.constexpr):
+    """Take u into the smallest and largest of its read."""
+    tl.atomic_min(out_ptr + read, tl.min(u), sem="relaxed")
+    tl.atomic_max(out_ptr + (read + L.groups * L.arrays * L.digits * L.slices), tl.max(u), sem="relaxed")
+
+
+@triton.jit
 def kind_of(a, a_ptr, corner, row, depth, in_width, k, t, z, L: tl.constexpr):
     """Which number of a table `[slices, digits, classes]` is that of a read: one for all pixels, or `[pixels, 1]` where classes of n, the
     sum of the digits on the rows of array t, are told apart. Class j has the n of j bits, the last one all longer ones."""

@@ -9,7 +9,9 @@ compiler puts one function into the other, and fetch from memory with `simd.int6
 from collections import namedtuple
 
 import numpy as np
+import torch
 
+from ....arrays.mapping import MappedLayer
 from ....kernels.inner import inner
 from ....kernels.simd import LANES, aligned
 from .layout import BLOCK
@@ -25,6 +27,10 @@ BY_ONES = 8  # as STATIC, with ranges that differ from class to class of n
 MAX_PLANES = 32  # bit planes of P, which stays below 2^26
 MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time: a vector for each
 
+# What is not asked for: Numba wants one type.
+NO_OUT, NO_VALUES, NO_SCALE, NO_CODES = np.empty((0,) * 5, np.int32), np.empty(0), np.empty(0, np.float32), np.empty((0,) * 4, np.uint8)
+NO_SCALING, NO_COUNTS = (NO_VALUES, NO_SCALE, NO_SCALE, NO_CODES), np.empty((0,) * 6, np.int64)
+
 # Where results go; arrays that `op` does not write are empty.
 # out         accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one array with the bits of
 #             `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u / s before.
@@ -33,7 +39,8 @@ MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time
 # next_codes  `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them, see `output.ToCodes`
 # extremes    smallest and largest u, `[thread, group, array, digit, slice, 2]`
 # counts      of u, `[thread, digit, slice, class, u - u_min, part]`: eight parts (`simd.add_ones`)
-Target = namedtuple("Target", "out wide floats values scale offset next_codes extremes counts u_min")
+Target = namedtuple("Target", "out wide floats values scale offset next_codes extremes counts u_min",
+                    defaults=(*NO_SCALING, NO_COUNTS, NO_COUNTS, 0))
 
 # Arrays of one work item, overwritten from pixel to pixel.
 # lists, ones        active rows of the input rows at hand, and how many they are: see `rows`
@@ -54,7 +61,7 @@ Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums
 # n_intervals           of `ColumnLayout`
 # exact, exact_acc       whether sums are int64, and those sums: in `cells_kernel`
 # relative .. constant   of `Adc`; relative holds for STATIC only
-# extremes, counts      those of this thread; u_min, bins: lowest u and number of values that are counted
+# counts                those of this thread; u_min, bins: lowest u and number of values that are counted
 # step_size             of `out`: elements of one ADC step; wide, floats: see `Target`
 # scaling, to_codes     whether there are `values`; whether there are `next_codes`
 # gain .. factor        of `output.ToCodes`
@@ -64,7 +71,7 @@ ColumnAddresses = namedtuple("ColumnAddresses", """
     run_start run_columns merged merged_start
     exact relative table_ones q_max forms limits codes factors idle flush constant
     out step_size wide floats scaling values scale offset to_codes next_codes gain shift alpha factor
-    extremes counts u_min bins
+    counts u_min bins
     lists ones row_at row_count planes bytes sums acc exact_acc step total lows highs seen quiet leaves
     look""")
 
@@ -75,6 +82,13 @@ ColumnAddresses = namedtuple("ColumnAddresses", """
 # ones         n, the sum of its rows' digits
 # depth        bit planes that hold any P with so many ones
 Read = namedtuple("Read", "array digit kind first slot cells pass_stride ones depth")
+
+
+def room_for_results(layer: MappedLayer, a_codes: torch.Tensor, steps: int, dtype: torch.dtype, scaling: dict) -> torch.Tensor:
+    """`Target.out`: accumulators of `dtype`, or what `scaling` makes of them, nothing where that are the next layer's codes."""
+    results = 0 if "next_codes" in scaling else 1 if scaling else steps
+    size = layer.geometry.output_size(*a_codes.shape[1:3], layer.kernel)
+    return torch.empty(results, len(a_codes), *size, len(layer.w_codes), dtype=torch.int32 if scaling else dtype)
 
 
 @inner
@@ -115,20 +129,13 @@ def addresses(shape, layout, adc, target, to_codes, buffers, thread, op):
         scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
         offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
         gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
-        extremes=_of_thread(target.extremes, thread), counts=_of_thread(target.counts, thread),
-        u_min=target.u_min, bins=target.counts.shape[4],
+        counts=target.counts.ctypes.data + thread * target.counts.strides[0], u_min=target.u_min, bins=target.counts.shape[4],
         lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
         row_count=buffers.row_count.ctypes.data, planes=buffers.planes.ctypes.data, bytes=buffers.bytes.ctypes.data,
         sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data, exact_acc=0,
         step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
         lows=buffers.lows.ctypes.data, highs=buffers.highs.ctypes.data,
         seen=buffers.seen.ctypes.data, quiet=buffers.quiet.ctypes.data, leaves=buffers.leaves.ctypes.data, look=look)
-
-
-@inner
-def _of_thread(array, thread):
-    """Address of one thread's part of an array whose first dimension is the threads."""
-    return array.ctypes.data + thread * array.strides[0]
 
 
 @inner

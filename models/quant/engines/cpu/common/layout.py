@@ -22,7 +22,7 @@ TURN = 16  # rows that are counted at a time; lists of rows end with so many ent
 ColumnShape = namedtuple("ColumnShape", """
     out_channels channels groups arrays
     stride_y stride_x pad_top pad_left reach_y
-    input_bits cell_bits dac_bits digits classes slices
+    input_bits cell_bits digits classes slices
     slice_vectors blocks
     passes packed
     slots
@@ -64,15 +64,13 @@ RUN = 3  # fields of a run
 
 def lay_out(layer: MappedLayer, side_by_side: bool) -> tuple[ColumnShape, ColumnLayout]:
     """(`ColumnShape`, `ColumnLayout`) of a layer; the bits of a cell may stand `side_by_side` where one block has room for them."""
-    spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
+    spec, groups = layer.spec, layer.geometry.groups
     out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
     slice_vectors = -(-out // (2 * LANES)) * 2  # vectors come in pairs, and a pair belongs to one slice
     packed = spec.cell_bits if side_by_side and spec.cell_bits * slices * slice_vectors * LANES <= BLOCK else 1
     passes = spec.cell_bits // packed
     blocks = -(-slices * slice_vectors * LANES // BLOCK)
 
-    intervals, segments = segments_of(layer)
-    slot = np.cumsum([0] + [last - first + TURN for first, last in intervals])
     rows = np.array([stop - start for start, stop in layer.arrays], np.int64)
     pass_stride = (rows + 1) * blocks * LANES
     array_base = np.cumsum(np.concatenate([[0], np.tile(pass_stride * passes, groups)]))
@@ -80,43 +78,56 @@ def lay_out(layer: MappedLayer, side_by_side: bool) -> tuple[ColumnShape, Column
     analog = spec.reference == "analog"
     reference = np.array(layer.reference_twice, np.int64) * analog
     cells = 2 ** np.array(spec.slice_bits, np.int64) - 1
-    step_of_slice = np.zeros(slices, np.int64)
-    for step, (_, ks) in enumerate(layer.delta_groups if spec.adc_range != "dynamic" else ()):
-        step_of_slice[ks] = step
     runs, run_start = _runs(range(slices), slice_vectors, blocks)
     merged, merged_start = _converted_runs(layer, slice_vectors, blocks)
 
+    of_shape, of_layout = of_rows(layer)
     shape = ColumnShape(
-        out_channels=out, channels=layer.group_channels, groups=groups, arrays=len(layer.arrays),
-        stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
-        reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1,
-        input_bits=spec.a_bits, cell_bits=spec.cell_bits, dac_bits=spec.dac_bits,
-        digits=len(spec.digit_bits), classes=layer.classes, slices=slices,
-        slice_vectors=slice_vectors, blocks=blocks, passes=passes, packed=packed,
-        slots=int(slot[-1] + rows.max() + TURN),
+        **of_shape, cell_bits=spec.cell_bits, slice_vectors=slice_vectors, blocks=blocks, passes=passes, packed=packed,
         read_scale=1 + analog, below=int(reference.max()), above=int(((1 + analog) * cells - reference).max()),
-        one_reference=len(set(layer.reference_twice)) == 1, steps=int(step_of_slice.max()) + 1)
+        one_reference=len(set(layer.reference_twice)) == 1)
     tables = ColumnLayout(
-        weights=_weight_planes(layer, rows, pass_stride, array_base, slice_vectors, blocks, packed),
-        array_base=array_base[:-1].reshape(groups, -1), pass_stride=pass_stride,
-        segments=np.array([segment for parts in segments for segment in parts], np.int64),
-        segment_start=np.cumsum([0] + [len(parts) for parts in segments], dtype=np.int64),
-        intervals=np.array([(*interval, at) for interval, at in zip(intervals, slot)], np.int64),
-        digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), reference=reference, step_of_slice=step_of_slice,
+        **of_layout, weights=_weight_planes(layer, rows, pass_stride, array_base, slice_vectors, blocks, packed),
+        array_base=array_base[:-1].reshape(groups, -1), pass_stride=pass_stride, reference=reference,
         runs=runs, run_start=run_start, run_columns=_run_columns(runs, run_start, slice_vectors, out),
         merged=merged, merged_start=merged_start)
     return shape, tables
 
 
-def segments_of(layer):
-    """The channel intervals of a layer, each once, and the segments of every array."""
+def of_rows(layer: MappedLayer) -> tuple[dict, dict]:
+    """The fields that say where rows and pixels stand: of `ColumnShape` and `CellShape`, and of `ColumnLayout` and `CellLayout`."""
+    spec, geometry = layer.spec, layer.geometry
+    intervals, segments = segments_of(layer, layer.group_channels)
+    slot, step = np.cumsum([0] + [last - first + TURN for first, last in intervals]), step_of_slice(layer)
+    shape = dict(
+        out_channels=len(layer.w_codes) // geometry.groups, channels=layer.group_channels, groups=geometry.groups, arrays=len(layer.arrays),
+        stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
+        reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1, input_bits=spec.a_bits, slots=int(slot[-1] + layer.tallest + TURN),
+        digits=len(spec.digit_bits), slices=len(spec.slice_bits), classes=layer.classes, steps=int(step.max()) + 1)
+    return shape, dict(
+        segments=np.array([segment for parts in segments for segment in parts], np.int64),
+        segment_start=np.cumsum([0] + [len(parts) for parts in segments], dtype=np.int64),
+        intervals=np.array([(*interval, at) for interval, at in zip(intervals, slot)], np.int64),
+        digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step)
+
+
+def step_of_slice(layer: MappedLayer) -> np.ndarray:
+    """Which of the ADC steps each slice has, int64."""
+    steps = np.zeros(len(layer.spec.slice_bits), np.int64)
+    for step, (_, ks) in enumerate(layer.delta_groups if layer.spec.adc_range in ("calibrated", "full") else ()):
+        steps[ks] = step
+    return steps
+
+
+def segments_of(layer: MappedLayer, most: int) -> tuple[list, list]:
+    """The channel intervals of a layer, of at most so many rows, each once, and the segments of every array."""
     (_, kw), (dy, dx), channels = layer.kernel, layer.geometry.dilation, layer.group_channels
     intervals, segments = {}, []
     for start, stop in layer.arrays:
         parts, row = [], start
         while row < stop:
             tap, first = divmod(row, channels)
-            last = min(channels, first + stop - row)
+            last = min(channels, first + stop - row, first + most)
             interval = intervals.setdefault((first, last), len(intervals))
             parts.append((tap // kw * dy, tap % kw * dx, interval, row - start))
             row += last - first

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from ....kernels.inner import inlined
-from ....kernels.simd import _broadcast, _pointer, int32_at, int64_at
-from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, _operation, added, added_shorts, as_shorts, full_i16, full_i32, halved,
+from ....kernels.simd import _broadcast, _pointer, int32_at, int64_at, operation
+from ..vectors.wide import (_I32, _INTS, _SHORTS, WIDE, added, added_shorts, as_shorts, full_i16, full_i32, halved,
                             ints, load_ints, load_shorts, shorts, times, widened)
 from .cells_reads import SHORT, adds_nothing, kind_of, read, sums_of_cells, with_offsets
 from .cells_rows import sum_shorts
@@ -152,7 +151,7 @@ def is_idle(shape, at, place, z):
     return int32_at(at.pixel_inputs, place.x * shape.digits + z) == 0
 
 
-@_operation(ints, ints, types.intp, types.intp)
+@operation(ints, ints, types.intp, types.intp)
 def between(b, u, low, high):
     """u brought between two numbers, less the first."""
     low, high = (_broadcast(b, b.trunc(number, _I32), _INTS) for number in (low, high))
@@ -160,7 +159,7 @@ def between(b, u, low, high):
     return b.sub(b.select(b.icmp_signed("<", u, high), u, high), low)
 
 
-@_operation(shorts, shorts, types.intp)
+@operation(shorts, shorts, types.intp)
 def _above(b, x, low):
     """What numbers without a sign are above one, down to 0."""
     function = b.module.declare_intrinsic(f"llvm.usub.sat.v{WIDE}i16", (), ir.FunctionType(_SHORTS, [_SHORTS] * 2))
@@ -173,42 +172,36 @@ def _reduced(b, name, x):
     return b.call(function, [x])
 
 
-_least = _operation(types.int64, ints)(lambda b, x: b.sext(_reduced(b, "smin", x), ir.IntType(64)))
-_largest = _operation(types.int64, ints)(lambda b, x: b.sext(_reduced(b, "smax", x), ir.IntType(64)))
+_least = operation(types.int64, ints)(lambda b, x: b.sext(_reduced(b, "smin", x), ir.IntType(64)))
+_largest = operation(types.int64, ints)(lambda b, x: b.sext(_reduced(b, "smax", x), ir.IntType(64)))
 
 
-@_operation(types.int64, shorts, shorts)
+@operation(types.int64, shorts, shorts)
 def _least_short(b, x, y):
     """Of two vectors of numbers without a sign."""
     return b.zext(_reduced(b, "umin", b.select(b.icmp_unsigned("<", x, y), x, y)), ir.IntType(64))
 
 
-@_operation(types.int64, shorts, shorts)
+@operation(types.int64, shorts, shorts)
 def _largest_short(b, x, y):
     return b.zext(_reduced(b, "umax", b.select(b.icmp_unsigned(">", x, y), x, y)), ir.IntType(64))
 
 
 def _risen(kind, vector):
-    @intrinsic
-    def risen(typingctx, value, x, thresholds, place, rise):
+    @operation(kind, kind, kind, types.intp, types.intp, kind)
+    def risen(b, value, x, thresholds, place, rise):
         """`value + rise` where x has reached the thresholds from element `place` of the array at an address, else `value`."""
-        def codegen(context, b, sig, args):
-            value, x, thresholds, place, rise = args
-            reached = b.icmp_unsigned(">=", x, b.load(_pointer(b, thresholds, place, vector.element, WIDE), align=2, typ=vector))
-            return b.select(reached, b.add(value, rise), value)
-        return kind(kind, kind, types.intp, types.intp, kind), codegen
+        reached = b.icmp_unsigned(">=", x, b.load(_pointer(b, thresholds, place, vector.element, WIDE), align=2, typ=vector))
+        return b.select(reached, b.add(value, rise), value)
     return risen
 
 
 _risen_shorts, _risen_ints = _risen(shorts, _SHORTS), _risen(ints, _INTS)
 
 
-@intrinsic
-def add_ints_to_int64(typingctx, address, offset, x):
+@operation(types.void, types.intp, types.intp, ints)
+def add_ints_to_int64(b, address, offset, x):
     """Add integers of 32 bits to those from element `offset` of the int64 array at an address."""
-    def codegen(context, b, sig, args):
-        wide = ir.VectorType(ir.IntType(64), WIDE)
-        pointer = _pointer(b, args[0], args[1], wide.element, WIDE)
-        b.store(b.add(b.load(pointer, align=8, typ=wide), b.sext(args[2], wide)), pointer, align=8)
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp, ints), codegen
+    wide = ir.VectorType(ir.IntType(64), WIDE)
+    pointer = _pointer(b, address, offset, wide.element, WIDE)
+    b.store(b.add(b.load(pointer, align=8, typ=wide), b.sext(x, wide)), pointer, align=8)

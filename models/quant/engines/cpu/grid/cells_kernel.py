@@ -19,7 +19,7 @@ from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import NOT_TO_CODES, ToCodes
 from ....kernels.simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, prefetch, put_int64
-from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from ..common.buffers import DYNAMIC, HISTOGRAM, NO_OUT, NO_SCALING, RANGES, STATIC, keep_alive
 from ..common.finish import Pixel, finish_pixel
 from ..common.histogram import bin_of
 from ..common.rows import Source, active_rows, list_rows_under, rows_to_keep
@@ -52,7 +52,8 @@ Strip = namedtuple("Strip", "y width start count")
 
 # Where results go; see `buffers.Target`. extremes: int32 `[thread, group, array, digit, slice, 2, column]`;
 # counts: int64 `[thread, digit, slice, class, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there.
-Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts first_bin bin_shift")
+Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts first_bin bin_shift",
+                    defaults=(*NO_SCALING, np.empty((0,) * 8, np.int32), np.empty((0,) * 5, np.int64), 0, 0))
 
 # Addresses of the arrays of `CellLayout`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
 # pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
@@ -85,24 +86,15 @@ Buffers = namedtuple("Buffers", """
 
 
 def run(shape: CellShape, layout: CellLayout, forms: Forms, narrow: Narrow, compared: Compared, besides: Besides,
-        a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *, out: np.ndarray | None = None,
-        values: np.ndarray | None = None, scale: np.ndarray | None = None, offset: np.ndarray | None = None,
-        next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None, extremes: np.ndarray | None = None,
-        counts: np.ndarray | None = None, first_bin: int = 0, bin_shift: int = 0) -> None:
+        a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *, out: np.ndarray = NO_OUT,
+        to_codes: ToCodes = NOT_TO_CODES, **target: np.ndarray | int) -> None:
     """Do `op` with every read of a layer, as `kernel.run`; one of `_kernels`.
 
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; pixels, how many of the N H' W' output pixels there are.
     """
-    target = Target(
-        out=np.empty((0,) * 5, np.int32) if out is None else out.view(np.int32),
-        wide=out is not None and out.dtype == np.int64, values=np.empty(0) if values is None else values,
-        scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
-        next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
-        extremes=np.empty((0,) * 8, np.int32) if extremes is None else extremes,
-        counts=np.empty((0,) * 5, np.int64) if counts is None else counts, first_bin=first_bin, bin_shift=bin_shift)
-    bands = bands_of(len(a_codes), size[0])
-    _kernels[op](len(a_codes) * bands, shape, layout, forms, narrow, compared, besides, target, to_codes or NOT_TO_CODES, a_codes.numpy(),
-                 *size, pixels, bands)
+    results, bands = Target(out.view(np.int32), out.dtype == np.int64, **target), bands_of(len(a_codes), size[0])
+    _kernels[op](len(a_codes) * bands, shape, layout, forms, narrow, compared, besides, results, to_codes, a_codes.numpy(), *size, pixels,
+                 bands)
 
 
 def _kernel(op):
@@ -138,7 +130,7 @@ def _kernel(op):
                         finish_pixel(shape, at, Pixel(place, channel, int64_at(at.constant, group), True, sums))
         if shape.matrix:
             release()
-        _keep_alive(buffers)
+        keep_alive(buffers)
 
     return Kernel(layer, f"cells_layer_{op}")
 
@@ -403,11 +395,6 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
         run_of=compared.run_of.ctypes.data, scales=compared.scales.ctypes.data, waiting=buffers.waiting.ctypes.data,
         read_scale=buffers.read_scale.ctypes.data, read_sums=buffers.read_sums.ctypes.data,
         read_columns=buffers.turned.ctypes.data, read_rows=buffers.turned.ctypes.data + 2 * BLOCK)
-
-
-@inner
-def _keep_alive(buffers):
-    """Numba frees an array after its last use, and does not see the uses by address."""
 
 
 _kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW, COMPARED, COMPARED_SHORT,

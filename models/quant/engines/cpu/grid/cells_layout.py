@@ -13,7 +13,7 @@ import numpy as np
 from ....arrays.mapping import MappedLayer
 from ....arrays.readout import APART, COLUMN_KEY, SHARING, SIGNS, column_numbers, first_image, signed
 from ....kernels.simd import LANES, aligned
-from ..common.layout import TURN, segments_of
+from ..common.layout import of_rows
 from ..vectors.amx import TILE_ROWS, configuration
 from ..vectors.wide import UNROLL, WIDE
 from . import cells_matrix
@@ -59,26 +59,19 @@ Besides = namedtuple("Besides", """noisy gained moved idle_is_zero curved referr
 
 def lay_out(layer: MappedLayer, matrix: bool) -> tuple[CellShape, CellLayout]:
     """(`CellShape`, `CellLayout`) of a layer with cells on a grid."""
-    spec, geometry, groups = layer.spec, layer.geometry, layer.geometry.groups
-    out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
+    groups, slices = layer.geometry.groups, len(layer.spec.slice_bits)
     tile = WIDE if matrix else 2 * WIDE
-    tiles = -(-out // tile)
-    intervals, segments = segments_of(layer)
-    slot = np.cumsum([0] + [last - first + TURN for first, last in intervals])
+    tiles = -(-(len(layer.w_codes) // groups) // tile)
     rows = np.array([stop - start for start, stop in layer.arrays], np.int64)
     filled = cells_matrix.filled_rows(rows)
     tile_stride = (filled if matrix else rows + 1) * tile
     array_base = np.cumsum(np.concatenate([[0], np.tile(tile_stride * slices * tiles, groups)]))
     parts = weights_of(layer)
-    step = step_of_slice(layer)
+    of_shape, of_layout = of_rows(layer)
     shape = CellShape(
-        out_channels=out, channels=layer.group_channels, groups=groups, arrays=len(layer.arrays),
-        stride_y=geometry.stride[0], stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2],
-        reach_y=(layer.kernel[0] - 1) * geometry.dilation[0] + 1, input_bits=spec.a_bits, blocks=tile // LANES,
-        slots=int(slot[-1] + rows.max() + TURN), digits=len(spec.digit_bits), slices=slices, classes=layer.classes,
-        steps=int(step.max()) + 1, slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
+        **of_shape, blocks=tile // LANES, slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
         tile_bits=tile.bit_length() - 1, tiles=tiles, sums=len(parts), squared=_needs_squares(layer), words=int(array_base[-1]),
-        turn=max(1, TILE_ROWS // len(spec.digit_bits)), chunk=min(map(_chunk, parts)), scale_bits=cells_matrix.scale_bits(layer),
+        turn=max(1, TILE_ROWS // len(layer.spec.digit_bits)), chunk=min(map(_chunk, parts)), scale_bits=cells_matrix.scale_bits(layer),
         panel_row=int(filled.max()) if matrix else 0, reference_rows=parts[0].shape[2] + len(layer.arrays),
         reference_slices=_reference_slices(slices), reference_shift=tile.bit_length() - _reference_slices(slices).bit_length())
     words = aligned(shape.sums * shape.words, np.empty(0, np.int16))
@@ -88,25 +81,13 @@ def lay_out(layer: MappedLayer, matrix: bool) -> tuple[CellShape, CellLayout]:
             array = padded[:, g, slice(*layer.arrays[t])]
             own[array_base[place]:array_base[place + 1]] = (
                 cells_matrix.tiles(array, shape.scale_bits) if matrix else _rows(array, tile)).ravel()
-    return shape, CellLayout(
-        weights=words, array_base=array_base[:-1].reshape(groups, -1),
-        tile_stride=tile_stride, segments=np.array([segment for parts in segments for segment in parts], np.int64),
-        segment_start=np.cumsum([0] + [len(parts) for parts in segments], dtype=np.int64),
-        intervals=np.array([(*interval, at) for interval, at in zip(intervals, slot)], np.int64),
-        digit_start=np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice=step, configuration=configuration())
+    return shape, CellLayout(**of_layout, weights=words, array_base=array_base[:-1].reshape(groups, -1), tile_stride=tile_stride,
+                             configuration=configuration())
 
 
 def padded_columns(layer: MappedLayer) -> int:
     """Columns of a slice and group up to a multiple of 128."""
     return -(-len(layer.w_codes) // layer.geometry.groups // (2 * WIDE)) * 2 * WIDE
-
-
-def step_of_slice(layer: MappedLayer) -> np.ndarray:
-    """Which of the ADC steps each slice has, int64."""
-    steps = np.zeros(len(layer.spec.slice_bits), np.int64)
-    for step, (_, ks) in enumerate(layer.delta_groups if layer.spec.adc_range in ("calibrated", "full") else ()):
-        steps[ks] = step
-    return steps
 
 
 def _needs_squares(layer):

@@ -12,11 +12,10 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from ....arrays.mapping import MappedLayer
 from ....kernels.inner import inlined
-from ....kernels.simd import _broadcast, _pointer, int64_at
+from ....kernels.simd import _broadcast, _pointer, int64_at, operation
 from ..common.layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, TAP_X, TAP_Y
 from ..vectors.amx import TILE_BYTES, add_products, clear_sums, put_sums
 from ..vectors.wide import WIDE
@@ -57,38 +56,29 @@ def tiles(cells: np.ndarray, bits: int) -> np.ndarray:
     return np.ascontiguousarray(parts.transpose(0, 4, 1, 5, 2, 6, 3)).view(np.int16).reshape(slices, columns // WIDE, -1)
 
 
-@intrinsic
-def _clear(typingctx, address, size):
+@operation(types.void, types.intp, types.intp)
+def _clear(b, address, size):
     """Set `size` bytes to 0."""
-    def codegen(context, b, sig, args):
-        pointer = b.inttoptr(args[0], ir.PointerType(_BYTE))
-        fill = b.module.declare_intrinsic("llvm.memset", [pointer.type, args[1].type])
-        b.call(fill, [pointer, ir.Constant(_BYTE, 0), args[1], ir.Constant(ir.IntType(1), 0)])
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp), codegen
+    pointer = b.inttoptr(address, ir.PointerType(_BYTE))
+    fill = b.module.declare_intrinsic("llvm.memset", [pointer.type, size.type])
+    b.call(fill, [pointer, ir.Constant(_BYTE, 0), size, ir.Constant(ir.IntType(1), 0)])
 
 
-@intrinsic
-def _copy(typingctx, target, source, size):
+@operation(types.void, types.intp, types.intp, types.intp)
+def _copy(b, target, source, size):
     """Copy `size` bytes between addresses."""
-    def codegen(context, b, sig, args):
-        pointers = [b.inttoptr(address, ir.PointerType(_BYTE)) for address in args[:2]]
-        move = b.module.declare_intrinsic("llvm.memcpy", [pointers[0].type, pointers[1].type, args[2].type])
-        b.call(move, [*pointers, args[2], ir.Constant(ir.IntType(1), 0)])
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp, types.intp), codegen
+    pointers = [b.inttoptr(address, ir.PointerType(_BYTE)) for address in (target, source)]
+    move = b.module.declare_intrinsic("llvm.memcpy", [pointers[0].type, pointers[1].type, size.type])
+    b.call(move, [*pointers, size, ir.Constant(ir.IntType(1), 0)])
 
 
-@intrinsic
-def _put_digits(typingctx, target, source, first, mask, up):
+@operation(types.void, *[types.intp] * 5)
+def _put_digits(b, target, source, first, mask, up):
     """Of 64 bytes at `source` `((byte >> first) & mask) << up`, to `target`."""
-    def codegen(context, b, sig, args):
-        zero = ir.Constant(ir.IntType(64), 0)
-        first, mask, up = (_broadcast(b, b.trunc(value, _BYTE), _BYTES) for value in args[2:])
-        codes = b.load(_pointer(b, args[1], zero, _BYTE, STEP), align=1, typ=_BYTES)
-        b.store(b.shl(b.and_(b.lshr(codes, first), mask), up), _pointer(b, args[0], zero, _BYTE, STEP), align=1)
-        return context.get_dummy_value()
-    return types.void(*[types.intp] * 5), codegen
+    zero = ir.Constant(ir.IntType(64), 0)
+    first, mask, up = (_broadcast(b, b.trunc(value, _BYTE), _BYTES) for value in (first, mask, up))
+    codes = b.load(_pointer(b, source, zero, _BYTE, STEP), align=1, typ=_BYTES)
+    b.store(b.shl(b.and_(b.lshr(codes, first), mask), up), _pointer(b, target, zero, _BYTE, STEP), align=1)
 
 
 @inlined

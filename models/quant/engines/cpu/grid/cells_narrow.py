@@ -26,11 +26,10 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from ....arrays.mapping import MappedLayer
 from ....kernels.inner import inlined
-from ....kernels.simd import _broadcast, _pointer, int16_at
+from ....kernels.simd import _broadcast, _pointer, int16_at, operation
 from ... import accumulator_dtype
 from ...reach import read_range
 from ..vectors.wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, added_shorts, as_shorts, full_i16,
@@ -128,51 +127,39 @@ def _less(b, x, y):
     return b.call(b.module.declare_intrinsic(f"llvm.usub.sat.v{WIDE}i16", (), ir.FunctionType(_SHORTS, [_SHORTS] * 2)), [x, y])
 
 
-@intrinsic
-def _above(typingctx, x, fields):
+@operation(shorts, shorts, types.intp)
+def _above(b, x, fields):
     """What numbers without a sign are above the first of two fields at an address, at most the second."""
-    def codegen(context, b, sig, args):
-        above, most = _less(b, args[0], _field(b, args[1], 0)), _field(b, args[1], 1)
-        return b.select(b.icmp_unsigned("<", above, most), above, most)
-    return shorts(shorts, types.intp), codegen
+    above, most = _less(b, x, _field(b, fields, 0)), _field(b, fields, 1)
+    return b.select(b.icmp_unsigned("<", above, most), above, most)
 
 
-@intrinsic
-def _rounded(typingctx, u, form):
+@operation(raised, raised, types.intp)
+def _rounded(b, u, form):
     """`rint(u / D)` where D is a power of two: the sum is exact before it is rounded."""
-    def codegen(context, b, sig, args):
-        numbers = (_pointer(b, args[1], ir.Constant(args[1].type, number), _F32, 1) for number in (SCALE, LIFT))
-        return _call(b, "fma", _FLOATS, args[0], *(_broadcast(b, b.load(number, typ=_F32), _FLOATS) for number in numbers))
-    return raised(raised, types.intp), codegen
+    numbers = (_pointer(b, form, ir.Constant(form.type, number), _F32, 1) for number in (SCALE, LIFT))
+    return _call(b, "fma", _FLOATS, u, *(_broadcast(b, b.load(number, typ=_F32), _FLOATS) for number in numbers))
 
 
-@intrinsic
-def _quotient(typingctx, w, form):
+@operation(shorts, shorts, types.intp)
+def _quotient(b, w, form):
     """n of w."""
-    def codegen(context, b, sig, args):
-        twice = ir.VectorType(_I32, WIDE)
-        product = b.mul(b.zext(args[0], twice), b.zext(_field(b, args[1], MAGIC), twice))
-        return b.lshr(b.trunc(b.lshr(product, ir.Constant(twice, [16] * WIDE)), _SHORTS), _field(b, args[1], PLACES))
-    return shorts(shorts, types.intp), codegen
+    twice = ir.VectorType(_I32, WIDE)
+    product = b.mul(b.zext(w, twice), b.zext(_field(b, form, MAGIC), twice))
+    return b.lshr(b.trunc(b.lshr(product, ir.Constant(twice, [16] * WIDE)), _SHORTS), _field(b, form, PLACES))
 
 
-@intrinsic
-def _even_on_ties(typingctx, n, w, form):
+@operation(shorts, shorts, shorts, types.intp)
+def _even_on_ties(b, n, w, form):
     """n of w, or one less where w is a tie and n that of an odd code."""
-    def codegen(context, b, sig, args):
-        n, w, form = args
-        return _even(b, n, form, b.icmp_unsigned("==", b.mul(n, _field(b, form, STEP)), w))
-    return shorts(shorts, shorts, types.intp), codegen
+    return _even(b, n, form, b.icmp_unsigned("==", b.mul(n, _field(b, form, STEP)), w))
 
 
-@intrinsic
-def _even_by_shift(typingctx, w, form):
+@operation(shorts, shorts, types.intp)
+def _even_by_shift(b, w, form):
     """The same where the step is a power of two."""
-    def codegen(context, b, sig, args):
-        w, form = args
-        rest = b.and_(w, b.sub(_field(b, form, STEP), _ONES))
-        return _even(b, b.lshr(w, _field(b, form, PLACES)), form, b.icmp_unsigned("==", rest, ir.Constant(_SHORTS, [0] * WIDE)))
-    return shorts(shorts, types.intp), codegen
+    rest = b.and_(w, b.sub(_field(b, form, STEP), _ONES))
+    return _even(b, b.lshr(w, _field(b, form, PLACES)), form, b.icmp_unsigned("==", rest, ir.Constant(_SHORTS, [0] * WIDE)))
 
 
 def _even(b, n, form, tie):
@@ -180,12 +167,10 @@ def _even(b, n, form, tie):
     return b.select(tie, _less(b, n, of_odd_codes), n)
 
 
-@intrinsic
-def _with_codes(typingctx, total, n, form):
+@operation(shorts, shorts, shorts, types.intp)
+def _with_codes(b, total, n, form):
     """`total` and n times its factor."""
-    def codegen(context, b, sig, args):
-        return b.add(args[0], b.mul(args[1], _field(b, args[2], FACTOR)))
-    return shorts(shorts, shorts, types.intp), codegen
+    return b.add(total, b.mul(n, _field(b, form, FACTOR)))
 
 
 @inlined

@@ -101,7 +101,6 @@ class ComparedForms:
         bits = max((converter.bits for _, converter in self._found), default=0)
         apart = [np.ptp(x, axis=2).mean() * x.shape[-1] / (high - low + 1) for x, low, high in self._found.values()]
         self.spread = int(max(apart, default=0)).bit_length()
-        bits = max((converter.bits for _, converter in self._found), default=0)
         levels = SMALL_TREE if bits <= SMALL_TREE else LARGE_TREE
         columns = len(layer.arrays) * layer.geometry.groups * _blocks(layer, 2 * WIDE) * 2 * WIDE
         held = self._short and self._worth is not None and accumulator_dtype(layer) == torch.int32

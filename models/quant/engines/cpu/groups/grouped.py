@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ....arrays.mapping import MappedLayer
-from ....kernels import elementwise
-from ....kernels.output import ToCodes
 from ....kernels.simd import set_threads
 from ... import accumulator_dtype
 from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from ..common.histogram import room_for
+from ..common.layout import step_of_slice
 from ..grid.cells_forms import Forms, dynamic_forms, static_forms
 from ..vectors import lookup
 from ..vectors.wide import WIDE
@@ -69,11 +68,8 @@ class Prepared:
         layer, spec = self.layer, self.layer.spec
         cells = F.pad(layer.row_weights.cpu().permute(1, 3, 0, 2), (0, 0, 0, 0, 0, 0, 0, -layer.geometry.groups % WIDE))
         cells = cells.unflatten(0, (-1, WIDE)).permute(0, 2, 3, 4, 1).to(torch.int16).contiguous().numpy()
-        step_of_slice = np.zeros(len(spec.slice_bits), np.int64)
-        for step, (_, ks) in enumerate(layer.delta_groups if spec.adc_range in ("calibrated", "full") else ()):
-            step_of_slice[ks] = step
         return GroupLayout(cells, np.zeros(0, np.int64), np.array([0, *(stop for _, stop in layer.arrays)], np.int64),
-                    np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice)
+                    np.cumsum([0, *spec.digit_bits], dtype=np.int64), step_of_slice(layer))
 
     @functools.cached_property
     def _static(self) -> Forms:
@@ -123,9 +119,9 @@ class Prepared:
         self._run(forms, ranges, a_codes, DYNAMIC, out=out.numpy())
         return out.add_(torch.from_numpy(forms.constant).to(dtype)[:, None]).flatten(4)
 
-    def scaled(self, a_codes: Tensor, values: list[float], scale: Tensor, offset: Tensor, to_codes: ToCodes | None = None) -> Tensor:
-        """`engines.scaled`, or the codes of the next layer."""
-        return elementwise.scaled_steps(self.simulate(a_codes), values, scale, offset, to_codes)
+    def apart(self, a_codes: Tensor) -> Prepared:
+        """See `cells.Ways.apart`."""
+        return self
 
     def histogram(self, a_codes: Tensor) -> Tensor:
         """Counts of the read values, int64 `[digits, slices, classes, bin]`; see `engines`."""

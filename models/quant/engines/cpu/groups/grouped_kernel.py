@@ -15,7 +15,7 @@ from numba import literally
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.simd import float32_at, float64_at, int32_at, int64_at, put_int64, put_uint64, uint64_at
-from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
+from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC, keep_alive
 from ..common.histogram import bin_of
 from ..grid.cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
 from ..vectors.loop import Kernel, loaded
@@ -102,7 +102,7 @@ def _kernel(op):
                     _put(shape, acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
                 elif broad:
                     _put(shape, broad_acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
-        _keep_alive(masks, lanes, reads, acc, broad_acc)
+        keep_alive((masks, lanes, reads, acc, broad_acc))
 
     return Kernel(layer, f"grouped_layer_{op}")
 
@@ -264,11 +264,6 @@ def _count(shape, at, u, block, t, z, k):
         first = ((z * shape.slices + k) * shape.classes + j) * at.bins - at.first_bin
         one = first + bin_of(int32_at(at.reads, lane), at.bin_shift)
         put_int64(at.counts, one, int64_at(at.counts, one) + 1)
-
-
-@inner
-def _keep_alive(masks, lanes, reads, acc, broad_acc):
-    """Numba frees an array after its last use, and does not see the uses by address."""
 
 
 _kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD)}

@@ -21,7 +21,7 @@ from numba import njit, prange
 from ....arrays.mapping import MappedLayer
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
-from ....kernels.simd import has_byte_tables, set_threads, uint8_at
+from ....kernels.simd import has_byte_tables, population, set_threads, uint8_at
 from ..planes.converter import Adc
 from ..vectors.picks import (BYTE_ROWS, PIXELS, TABLE, added_bytes, any_byte, full_i8, larger_bytes, less_bytes, load_bytes, load_table,
                              picked_bytes, smaller_bytes, store_bytes)
@@ -157,7 +157,7 @@ def _list_loud(layout, codes, group, z, end, pixels, indices):
     for pixel in range(images * height * width):
         start = codes.ctypes.data + (pixel * layout.groups + group) * layout.channels
         word = _bits(start, layout.channels, z, end)
-        if _count_ones(word) > layout.most:
+        if population(word) > layout.most:
             pixels[count] = pixel
             for s in range(len(layout.first)):
                 indices[s, count] = word >> np.uint64(layout.first[s]) & np.uint64((1 << layout.size[s]) - 1)
@@ -176,15 +176,6 @@ def _bits(codes, size, z, end):
     for c in range(size):
         word |= np.uint64(uint8_at(codes, c) >> z & 1) << np.uint64(c)
     return word
-
-
-@inlined
-def _count_ones(word):
-    """Ones of a word of 64 bits."""
-    word -= word >> np.uint64(1) & np.uint64(0x5555555555555555)
-    word = (word & np.uint64(0x3333333333333333)) + (word >> np.uint64(2) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
 @inner

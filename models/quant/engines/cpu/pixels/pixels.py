@@ -16,6 +16,7 @@ from ....arrays.readout import first_image
 from ....kernels.output import NOT_TO_CODES, ToCodes
 from ....kernels.simd import has_byte_tables, set_threads
 from ... import accumulator_dtype
+from ..common.buffers import room_for_results
 from ..vectors.picks import BYTE_ROWS, PIXELS, TABLE
 from ..vectors.wide import WIDE
 from ..vectors.wide_noise import sums_bytes
@@ -102,21 +103,15 @@ class SideBySide:
         narrow = max(map(abs, layer.in_levels.u_span)) < 2**7
         return layer.tallest <= MOST_ROWS and columns <= (MOST_COLUMNS if narrow else MOST_COLUMNS // 2)
 
-    def simulate(self, a_codes: torch.Tensor, dtype: torch.dtype, values: np.ndarray | None = None, scale: np.ndarray | None = None,
-                 offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None) -> torch.Tensor:
+    def simulate(self, a_codes: torch.Tensor, dtype: torch.dtype, to_codes: ToCodes = NOT_TO_CODES, **scaling: np.ndarray) -> torch.Tensor:
         """Accumulators of `dtype`, or what the others make of them; see `engine._Prepared.simulate`."""
         set_threads()
         shape, tables = self._layout
-        size = self.layer.geometry.output_size(*a_codes.shape[1:3], self.layer.kernel)
-        results = shape.steps if values is None else 1 if next_codes is None else 0
-        out = torch.empty(results, len(a_codes), *size, len(self.layer.w_codes), dtype=dtype)
-        target = Target(
-            out=out.numpy().view(np.int32), wide=dtype == torch.int64, values=np.empty(0) if values is None else values,
-            scale=np.empty(0, np.float32) if scale is None else scale, offset=np.empty(0, np.float32) if offset is None else offset,
-            next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes)
+        out = room_for_results(self.layer, a_codes, shape.steps, dtype, scaling)
+        target = Target(out.numpy().view(np.int32), out.dtype == torch.int64, **scaling)
         raster, place = self._raster(a_codes.shape)
         codes = F.pad(a_codes.flatten(), (0, WIDE))  # a vector from the last code on is read too
-        run(shape, tables, raster, place, target, to_codes or NOT_TO_CODES, codes.numpy(), first_image())
+        run(shape, tables, raster, place, target, to_codes, codes.numpy(), first_image())
         return out
 
     def _raster(self, input_shape):

@@ -14,6 +14,7 @@ from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import ToCodes
 from ....kernels.simd import LANES, float32_at, int32_at, int64_at, put_int32, put_uint8
+from ..common.buffers import NO_SCALING, keep_alive
 from ..common.finish import Pixel, finish_pixel
 from ..grid.cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
 from ..grid.cells_reads import SHARED
@@ -38,7 +39,7 @@ LENGTH = np.array([n.bit_length() for n in range(2 * TABLE)], np.uint8)  # class
 Raster = namedtuple("Raster", "images height width out_height out_width pitch rows block length")
 
 # Where results go: `buffers.Target`.
-Target = namedtuple("Target", "out wide values scale offset next_codes")
+Target = namedtuple("Target", "out wide values scale offset next_codes", defaults=NO_SCALING)
 
 # Addresses of the arrays of `PixelLayout`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
 # place   where the plane of each set begins, moved by its tap; bit_stride: from the planes of one input bit to those of the next
@@ -117,14 +118,9 @@ def _kernel(form):
                     else:
                         _broad_column(shape, at, group, o, pixel, form)
             _finish(shape, at, raster, group, first)
-        _keep_alive(planes, classes, reads, sums_of_rows, sums, acc, step, total)
+        keep_alive((planes, classes, reads, sums_of_rows, sums, acc, step, total))
 
     return Kernel(layer, f"pixels_layer_{form}")
-
-
-@inner
-def _keep_alive(planes, classes, reads, sums_of_rows, sums, acc, step, total):
-    """Numba frees an array after its last use, and does not see the uses by address."""
 
 
 @inlined
@@ -244,7 +240,7 @@ def _narrow_reads(shape, at, tables, t, z, pixel):
 
 @inner
 def _find_classes(shape, at, pixel, form):
-    """The class of n of the reads of each array and digit, of the pixels from `pixel` of the block on; but BY_ONES n itself, modulo 256."""
+    """n of the reads of each array and digit, modulo 256, of the pixels from `pixel` of the block on; BY_ONES its class."""
     population, short, long = load_table(POPULATION.ctypes.data), load_table(LENGTH.ctypes.data), load_table(LENGTH.ctypes.data + TABLE)
     for t in range(shape.arrays):
         for z in range(shape.digits):

@@ -16,6 +16,7 @@ has s x s phases, `[y mod s, x mod s]`, each a plane with a pixel for each outpu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import namedtuple
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from ....arrays.readout import APART, COLUMN_KEY, SHARING, column_numbers, signe
 from ....kernels.simd import LANES, aligned
 from ...reach import read_range
 from ..grid.cells_forms import HIGHEST, LOWEST, static_forms
-from ..grid.cells_layout import curve_and_current, gains_and_offsets, step_of_slice
+from ..common.layout import segments_of, step_of_slice
+from ..grid.cells_layout import curve_and_current, gains_and_offsets
 from ..grid.cells_thresholds import added_by_codes
 from ..planes.converter import LIMITS, LOW, static_form
 from ..vectors.picks import BYTE_ROWS, SHORT_ROWS, TABLE
@@ -91,19 +93,11 @@ class Sets:
 
 def sets_of(layer: MappedLayer, most: int) -> Sets:
     """The arrays of a layer cut into sets of at most `most` rows, which lie in one tap."""
-    (_, kw), (dy, dx), channels = layer.kernel, layer.geometry.dilation, layer.group_channels
-    rows, interval, taps, start, intervals = [], [], [], [0], {}
-    for first, stop in layer.arrays:
-        row = first
-        while row < stop:
-            tap, channel = divmod(row, channels)
-            end = min(row + most, stop, (tap + 1) * channels)
-            rows.append((row, end))
-            interval.append(intervals.setdefault((channel, channel + end - row), len(intervals)))
-            taps.append((tap // kw * dy, tap % kw * dx))
-            row = end
-        start.append(len(rows))
-    return Sets(rows, interval, taps, start, list(intervals))
+    intervals, segments = segments_of(layer, most)
+    parts = [(first + row, down, right, v) for (first, _), of_array in zip(layer.arrays, segments) for down, right, v, row in of_array]
+    rows = [(row, row + intervals[v][1] - intervals[v][0]) for row, _, _, v in parts]
+    start = [0, *itertools.accumulate(map(len, segments))]
+    return Sets(rows, [v for *_, v in parts], [(down, right) for _, down, right, _ in parts], start, intervals)
 
 
 # codes, ends: of `PixelLayout`; clip, small, together: of `PixelShape`; largest: |code| of `[digit, slice]`

@@ -19,7 +19,8 @@ from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import NOT_TO_CODES, ToCodes
 from ....kernels.simd import LANES, bit_length, int64_at, splat, store, uint8_at
-from ..common.buffers import BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, Target, addresses, keep_alive, new_buffers
+from ..common.buffers import (BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, NO_OUT, RANGES, STATIC, Read, Target, addresses, keep_alive,
+                              new_buffers)
 from ..common.finish import Pixel, finish_pixel
 from ..common.histogram import count_values
 from ..common.layout import BLOCK, ColumnLayout, ColumnShape
@@ -50,25 +51,14 @@ class _SayCompiling(event.Listener):
 
 
 def run(shape: ColumnShape, layout: ColumnLayout, adc: Adc, a_codes: torch.Tensor, size: tuple[int, int], op: int, *,
-        out: np.ndarray | None = None, values: np.ndarray | None = None, scale: np.ndarray | None = None,
-        offset: np.ndarray | None = None, next_codes: np.ndarray | None = None, to_codes: ToCodes | None = None,
-        extremes: np.ndarray | None = None, counts: np.ndarray | None = None, u_min: int = 0) -> None:
+        out: np.ndarray = NO_OUT, to_codes: ToCodes = NOT_TO_CODES, **target: np.ndarray | int) -> None:
     """Do `op` with every read of a layer: codes of STATIC, BY_ONES and DYNAMIC go to `out` or `next_codes`, RANGES to `extremes`,
     HISTOGRAM to `counts`; see `buffers.Target`.
 
-    Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`.
+    Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; target, its other fields.
     """
-    target = Target(
-        out=np.empty((0,) * 5, np.int32) if out is None else out.view(np.int32),
-        wide=out is not None and out.dtype == np.int64, floats=out is not None and out.dtype == np.float32,
-        values=np.empty(0) if values is None else values,
-        scale=np.empty(0, np.float32) if scale is None else scale,
-        offset=np.empty(0, np.float32) if offset is None else offset,
-        next_codes=np.empty((0,) * 4, np.uint8) if next_codes is None else next_codes,
-        extremes=np.empty((0,) * 6, np.int64) if extremes is None else extremes,
-        counts=np.empty((0,) * 6, np.int64) if counts is None else counts, u_min=u_min)
-    bands = bands_of(len(a_codes), size[0])
-    _kernels[op](len(a_codes) * bands, shape, layout, adc, target, to_codes or NOT_TO_CODES, a_codes.numpy(), *size, bands)
+    results, bands = Target(out.view(np.int32), out.dtype == np.int64, out.dtype == np.float32, **target), bands_of(len(a_codes), size[0])
+    _kernels[op](len(a_codes) * bands, shape, layout, adc, results, to_codes, a_codes.numpy(), *size, bands)
 
 
 def _kernel(op):

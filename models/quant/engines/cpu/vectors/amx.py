@@ -15,9 +15,8 @@ import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from ....kernels.simd import aligned
+from ....kernels.simd import aligned, operation
 
 TILE_ROWS, TILE_BYTES = 16, 64
 PRODUCTS = 4  # of one A with as many B
@@ -51,61 +50,49 @@ def configuration() -> np.ndarray:
     return words
 
 
-def _statement(count):
-    """An intrinsic without a result, of `count` integers, whose code is `build(instruction, builder, *values)`;
-    `instruction(name, *operands)` takes tile registers as ints, addresses as pointers."""
-    def decorate(build):
-        def codegen(context, builder, sig, args):
-            def instruction(name, *operands):
-                values = [ir.Constant(_I8, v) if isinstance(v, int) else v for v in operands]
-                kind = ir.FunctionType(ir.VoidType(), [v.type for v in values])
-                builder.call(builder.module.declare_intrinsic(f"llvm.x86.{name}", (), kind), values)
-
-            if _has_tiles():
-                build(instruction, builder, *args)
-            return context.get_dummy_value()
-
-        result = types.void(*[types.intp] * count), codegen
-        return intrinsic([lambda typingctx: result, lambda typingctx, a: result, lambda typingctx, a, b: result,
-                          lambda typingctx, a, b, c: result][count])
-    return decorate
+def _instruction(b, name, *operands):
+    """Tile registers as ints, addresses as pointers."""
+    values = [ir.Constant(_I8, v) if isinstance(v, int) else v for v in operands]
+    kind = ir.FunctionType(ir.VoidType(), [v.type for v in values])
+    if _has_tiles():
+        b.call(b.module.declare_intrinsic(f"llvm.x86.{name}", (), kind), values)
 
 
 def _pointer(b, address, offset=0):
     return b.inttoptr(b.add(address, ir.Constant(address.type, offset)), ir.PointerType(_I8))
 
 
-@_statement(1)
-def configure(instruction, b, address):
+@operation(types.void, types.intp)
+def configure(b, address):
     """Take the tiles into use: `configuration` stands at `address`. Each thread does so, and ends with `release`."""
-    instruction("ldtilecfg", _pointer(b, address))
+    _instruction(b, "ldtilecfg", _pointer(b, address))
 
 
-@_statement(0)
-def release(instruction, b):
+@operation(types.void)
+def release(b):
     """Give the tiles back, so that the system need not save them."""
-    instruction("tilerelease")
+    _instruction(b, "tilerelease")
 
 
-@_statement(0)
-def clear_sums(instruction, b):
+@operation(types.void)
+def clear_sums(b):
     """C = 0, all four."""
     for c in _SUMS:
-        instruction("tilezero", c)
+        _instruction(b, "tilezero", c)
 
 
-@_statement(3)
-def add_products(instruction, b, a, a_stride, address):
+@operation(types.void, *[types.intp] * 3)
+def add_products(b, a, a_stride, address):
     """`C_j += A B_j`: rows of A at `a`, every `a_stride` bytes; the four B one after the other."""
-    instruction("tileloadd64", _A, _pointer(b, a), a_stride)
+    _instruction(b, "tileloadd64", _A, _pointer(b, a), a_stride)
     for j in _SUMS:
         tile = _B[j % len(_B)]
-        instruction("tileloadd64", tile, _pointer(b, address, j * TILE_ROWS * TILE_BYTES), ir.Constant(_I64, TILE_BYTES))
-        instruction("tdpbusd", j, _A, tile)
+        _instruction(b, "tileloadd64", tile, _pointer(b, address, j * TILE_ROWS * TILE_BYTES), ir.Constant(_I64, TILE_BYTES))
+        _instruction(b, "tdpbusd", j, _A, tile)
 
 
-@_statement(2)
-def put_sums(instruction, b, address, stride):
+@operation(types.void, types.intp, types.intp)
+def put_sums(b, address, stride):
     """Write the four C side by side: 16 rows of 64 int32, every `stride` bytes."""
     for c in _SUMS:
-        instruction("tilestored64", c, _pointer(b, address, c * TILE_BYTES), stride)
+        _instruction(b, "tilestored64", c, _pointer(b, address, c * TILE_BYTES), stride)

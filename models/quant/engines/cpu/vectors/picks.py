@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from ....kernels.simd import _broadcast, has_byte_tables
-from .wide import _I16, _I32, _INTS, _SHORTS, WIDE, _operation, _vector_type, floats, ints, shorts
+from ....kernels.simd import _broadcast, has_byte_tables, operation, vector_type
+from .wide import _I16, _I32, _INTS, _SHORTS, WIDE, floats, ints, joined, shorts
 
 _I8 = ir.IntType(8)
 TABLE = 64  # bytes of a table: 2^6 bytes, or 2^5 numbers of 16 bits
-table_bytes, _TABLE = _vector_type("Vec64xI8", _I8, 64)
-many_bytes, _BYTES = _vector_type("Vec256xI8", _I8, 256)
-many_shorts, _HALVES = _vector_type("Vec128xI16", _I16, 128)
+table_bytes, _TABLE = vector_type("Vec64xI8", _I8, 64)
+many_bytes, _BYTES = vector_type("Vec256xI8", _I8, 256)
+many_shorts, _HALVES = vector_type("Vec128xI16", _I16, 128)
 PIXELS = 256  # lanes of bytes: four vectors share the load of a table, and hide the time that one takes
 BYTE_ROWS, SHORT_ROWS = 6, 5  # bits of an index
 
@@ -35,42 +34,27 @@ def _picked(b, name, kind, table, index):
 
 def _in_parts(b, index, lanes, build):
     """`build` of each part of so many lanes of a vector, put together again."""
-    parts = [build(b.shuffle_vector(index, index, ir.Constant(ir.VectorType(_I32, lanes), list(range(first, first + lanes)))))
-             for first in range(0, index.type.count, lanes)]
-    while len(parts) > 1:
-        lanes *= 2
-        every = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
-        parts = [b.shuffle_vector(low, high, every) for low, high in zip(parts[::2], parts[1::2])]
-    return parts[0]
+    return joined(b, [build(b.shuffle_vector(index, index, ir.Constant(ir.VectorType(_I32, lanes), list(range(first, first + lanes)))))
+                      for first in range(0, index.type.count, lanes)])
 
 
-@intrinsic
-def load_table(typingctx, address):
-    """The 64 bytes at an address."""
-    return table_bytes(types.intp), lambda context, b, sig, args: b.load(_at(b, args[0], _TABLE), align=1, typ=_TABLE)
+load_table = operation(table_bytes, types.intp)(lambda b, address: b.load(_at(b, address, _TABLE), align=1, typ=_TABLE))  # at an address
+load_bytes = operation(many_bytes, types.intp)(lambda b, address: b.load(_at(b, address, _BYTES), align=1, typ=_BYTES))
+full_i8 = operation(many_bytes, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I8), _BYTES))
+added_bytes = operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.add(x, y))
+less_bytes = operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.sub(x, y))
+larger_bytes = operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
+smaller_bytes = operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
+zero_shorts = operation(many_shorts, types.intp)(lambda b, value: ir.Constant(_HALVES, [0] * _HALVES.count))
 
 
-@intrinsic
-def load_bytes(typingctx, address):
-    """The 256 bytes at an address."""
-    return many_bytes(types.intp), lambda context, b, sig, args: b.load(_at(b, args[0], _BYTES), align=1, typ=_BYTES)
-
-
-full_i8 = _operation(many_bytes, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I8), _BYTES))
-added_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.add(x, y))
-less_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.sub(x, y))
-larger_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
-smaller_bytes = _operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
-zero_shorts = _operation(many_shorts, types.intp)(lambda b, value: ir.Constant(_HALVES, [0] * _HALVES.count))
-
-
-@_operation(many_bytes, table_bytes, many_bytes)
+@operation(many_bytes, table_bytes, many_bytes)
 def picked_bytes(b, table, index):
     """`table[index mod 64]` for each byte."""
     return _in_parts(b, index, TABLE, lambda part: _picked(b, "qi", _TABLE, table, part))
 
 
-@_operation(many_bytes, table_bytes, table_bytes, many_bytes)
+@operation(many_bytes, table_bytes, table_bytes, many_bytes)
 def picked_of_two(b, low, high, index):
     """`table[index mod 128]` for each byte, of a table in two halves."""
     if not has_byte_tables():
@@ -79,7 +63,7 @@ def picked_of_two(b, low, high, index):
     return _in_parts(b, index, TABLE, lambda part: b.call(permute, [low, part, high]))
 
 
-@_operation(many_bytes, types.intp, many_bytes)
+@operation(many_bytes, types.intp, many_bytes)
 def picked_of_four(b, address, index):
     """`table[index mod 256]` for each byte, of the 256 bytes at an address."""
     if not has_byte_tables():
@@ -101,8 +85,9 @@ def _joined_bytes(b, total, low, high, odd):
 
 
 # `total + low + 256 high` in 16 bits, of the bytes with even numbers, or with odd ones.
-add_joined_evens = _operation(many_shorts, many_shorts, many_bytes, many_bytes)(lambda b, *args: _joined_bytes(b, *args, False))
-add_joined_odds = _operation(many_shorts, many_shorts, many_bytes, many_bytes)(lambda b, *args: _joined_bytes(b, *args, True))
+_of_joined = operation(many_shorts, many_shorts, many_bytes, many_bytes)
+add_joined_evens = _of_joined(lambda b, total, low, high: _joined_bytes(b, total, low, high, False))
+add_joined_odds = _of_joined(lambda b, total, low, high: _joined_bytes(b, total, low, high, True))
 
 
 def _scaled_bytes(b, total, x, factor, shift):
@@ -113,28 +98,28 @@ def _scaled_bytes(b, total, x, factor, shift):
 
 
 # `total + x factor` in 16 bits, of the signed bytes x with even numbers, or with odd ones.
-add_product_of_evens = _operation(many_shorts, many_shorts, many_bytes, types.intp)(lambda b, *args: _scaled_bytes(b, *args, True))
-add_product_of_odds = _operation(many_shorts, many_shorts, many_bytes, types.intp)(lambda b, *args: _scaled_bytes(b, *args, False))
+_of_product = operation(many_shorts, many_shorts, many_bytes, types.intp)
+add_product_of_evens = _of_product(lambda b, total, x, factor: _scaled_bytes(b, total, x, factor, True))
+add_product_of_odds = _of_product(lambda b, total, x, factor: _scaled_bytes(b, total, x, factor, False))
 
 
-@intrinsic
-def codes_of_shorts(typingctx, u, low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top):
+@operation(many_shorts, many_shorts, *[types.intp] * 10)
+def codes_of_shorts(b, u, low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top):
     """The codes of reads u, see `fixed_point`: u is brought between `low` and `high`, the code between `bottom` and `top`; `even` and
     `towards_zero` are -1 where ties go there, else 0."""
-    def codegen(context, b, sig, args):
-        lanes, wide = ir.VectorType(_I16, WIDE // 2), ir.VectorType(_I32, WIDE // 2)  # what instructions of 512 bits take
-        low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top = (
-            _broadcast(b, b.trunc(number, _I16), lanes) for number in args[1:])
-        one, sign, half = (ir.Constant(kind, [number] * kind.count) for kind, number in ((lanes, 1), (lanes, 15), (wide, 16)))
+    lanes, wide = ir.VectorType(_I16, WIDE // 2), ir.VectorType(_I32, WIDE // 2)  # what instructions of 512 bits take
+    low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top = (
+        _broadcast(b, b.trunc(number, _I16), lanes)
+        for number in (low, high, shift, offset, factor, fraction, even, towards_zero, bottom, top))
+    one, sign, half = (ir.Constant(kind, [number] * kind.count) for kind, number in ((lanes, 1), (lanes, 15), (wide, 16)))
 
-        def codes(u):
-            u = b.add(b.shl(_between(b, u, low, high), shift), offset)
-            y = b.trunc(b.ashr(b.mul(b.sext(u, wide), b.sext(factor, wide)), half), lanes)
-            y = b.add(y, b.and_(b.and_(b.ashr(y, fraction), one), even))
-            y = b.add(y, b.and_(b.lshr(y, sign), towards_zero))
-            return _between(b, b.ashr(y, fraction), bottom, top)
-        return _in_parts(b, args[0], lanes.count, codes)
-    return many_shorts(many_shorts, *[types.intp] * 10), codegen
+    def codes(u):
+        u = b.add(b.shl(_between(b, u, low, high), shift), offset)
+        y = b.trunc(b.ashr(b.mul(b.sext(u, wide), b.sext(factor, wide)), half), lanes)
+        y = b.add(y, b.and_(b.and_(b.ashr(y, fraction), one), even))
+        y = b.add(y, b.and_(b.lshr(y, sign), towards_zero))
+        return _between(b, b.ashr(y, fraction), bottom, top)
+    return _in_parts(b, u, lanes.count, codes)
 
 
 def _between(b, x, low, high):
@@ -142,48 +127,38 @@ def _between(b, x, low, high):
     return b.select(b.icmp_signed(">", x, low), x, low)
 
 
-add_product_of_shorts = _operation(many_shorts, many_shorts, many_shorts, types.intp)(
+add_product_of_shorts = operation(many_shorts, many_shorts, many_shorts, types.intp)(
     lambda b, total, x, factor: b.add(total, b.mul(x, _broadcast(b, b.trunc(factor, _I16), _HALVES))))
 
 
-@intrinsic
-def any_byte(typingctx, x):
+@operation(types.boolean, many_bytes)
+def any_byte(b, x):
     """Whether any byte is not 0."""
-    def codegen(context, b, sig, args):
-        some = b.icmp_unsigned("!=", args[0], ir.Constant(_BYTES, [0] * PIXELS))
-        return b.icmp_unsigned("!=", b.bitcast(some, ir.IntType(PIXELS)), ir.Constant(ir.IntType(PIXELS), 0))
-    return types.boolean(many_bytes), codegen
+    some = b.icmp_unsigned("!=", x, ir.Constant(_BYTES, [0] * PIXELS))
+    return b.icmp_unsigned("!=", b.bitcast(some, ir.IntType(PIXELS)), ir.Constant(ir.IntType(PIXELS), 0))
 
 
-@intrinsic
-def store_bytes(typingctx, address, x):
+@operation(types.void, types.intp, many_bytes)
+def store_bytes(b, address, x):
     """Write 256 bytes to an address."""
-    def codegen(context, b, sig, args):
-        b.store(args[1], _at(b, args[0], _BYTES), align=1)
-        return context.get_dummy_value()
-    return types.void(types.intp, many_bytes), codegen
+    b.store(x, _at(b, address, _BYTES), align=1)
 
 
-@intrinsic
-def add_to_sums(typingctx, address, x, factor):
+@operation(types.void, types.intp, many_shorts, types.intp)
+def add_to_sums(b, address, x, factor):
     """Add 128 numbers of 16 bits, times a factor, to the int32 at an address."""
-    def codegen(context, b, sig, args):
-        kind = ir.VectorType(_I32, _HALVES.count)
-        pointer, factor = _at(b, args[0], kind), _broadcast(b, b.trunc(args[2], _I32), kind)
-        b.store(b.add(b.load(pointer, align=4, typ=kind), b.mul(b.sext(args[1], kind), factor)), pointer, align=4)
-        return context.get_dummy_value()
-    return types.void(types.intp, many_shorts, types.intp), codegen
+    kind = ir.VectorType(_I32, _HALVES.count)
+    pointer, factor = _at(b, address, kind), _broadcast(b, b.trunc(factor, _I32), kind)
+    b.store(b.add(b.load(pointer, align=4, typ=kind), b.mul(b.sext(x, kind), factor)), pointer, align=4)
 
 
-@intrinsic
-def picked_shorts(typingctx, table, index):
+@operation(shorts, types.intp, types.intp)
+def picked_shorts(b, table, index):
     """`table[index mod 32]` for 64 bytes at address `index`, of the 32 numbers of 16 bits at address `table`."""
-    def codegen(context, b, sig, args):
-        half = ir.VectorType(_I16, WIDE // 2)
-        table = b.load(_at(b, args[0], half), align=2, typ=half)
-        index = b.zext(b.load(_at(b, args[1], _TABLE), align=1, typ=_TABLE), _SHORTS)
-        return _in_parts(b, index, WIDE // 2, lambda part: _picked(b, "hi", half, table, part))
-    return shorts(types.intp, types.intp), codegen
+    half = ir.VectorType(_I16, WIDE // 2)
+    table = b.load(_at(b, table, half), align=2, typ=half)
+    index = b.zext(b.load(_at(b, index, _TABLE), align=1, typ=_TABLE), _SHORTS)
+    return _in_parts(b, index, WIDE // 2, lambda part: _picked(b, "hi", half, table, part))
 
 
 def _looked_up(b, address, index, entries):
@@ -217,12 +192,10 @@ def _down_tree(b, x, tree, values, levels):
 
 
 def _by_tree(levels):
-    @intrinsic
-    def worth_by_tree(typingctx, x, tree, values):
+    @operation(shorts, shorts, types.intp, types.intp)
+    def worth_by_tree(b, x, tree, values):
         """What `_down_tree` gives for 64 numbers x."""
-        def codegen(context, b, sig, args):
-            return _in_parts(b, args[0], WIDE // 2, lambda part: _down_tree(b, part, *args[1:], levels))
-        return shorts(shorts, types.intp, types.intp), codegen
+        return _in_parts(b, x, WIDE // 2, lambda part: _down_tree(b, part, tree, values, levels))
     return worth_by_tree
 
 
@@ -231,15 +204,12 @@ TURNED = WIDE // 2  # lanes of 16 bits of a vector of 512
 
 
 def _put_by_tree(levels):
-    @intrinsic
-    def put_worth_by_tree(typingctx, x, tree, values, scales):
-        """In the place of the TURNED numbers at address x what `_down_tree` gives for them, times as many scales."""
-        def codegen(context, b, sig, args):
-            lanes = ir.VectorType(_I16, TURNED)
-            x, scales = (b.load(_at(b, args[place], lanes), align=2, typ=lanes) for place in (0, 3))
-            b.store(b.mul(_down_tree(b, x, *args[1:3], levels), scales), _at(b, args[0], lanes), align=2)
-            return context.get_dummy_value()
-        return types.void(*[types.intp] * 4), codegen
+    @operation(types.void, *[types.intp] * 4)
+    def put_worth_by_tree(b, place, tree, values, scales):
+        """In the place of the TURNED numbers at an address what `_down_tree` gives for them, times as many scales."""
+        lanes = ir.VectorType(_I16, TURNED)
+        x, scales = (b.load(_at(b, address, lanes), align=2, typ=lanes) for address in (place, scales))
+        b.store(b.mul(_down_tree(b, x, tree, values, levels), scales), _at(b, place, lanes), align=2)
     return put_worth_by_tree
 
 
@@ -274,23 +244,16 @@ def _turned(b, rows):
     return found
 
 
-@intrinsic
-def turn(typingctx, source, apart, target, other):
+@operation(types.void, *[types.intp] * 4)
+def turn(b, source, apart, target, other):
     """Write the columns of TURNED x TURNED numbers of 16 bits as rows: rows are `apart` bytes apart at `source`, `other` at `target`."""
-    def codegen(context, b, sig, args):
-        source, apart, target, other = args
-        lanes = ir.VectorType(_I16, TURNED)
-        rows = [b.load(_at(b, b.add(source, b.mul(apart, apart.type(i))), lanes), align=2, typ=lanes) for i in range(TURNED)]
-        for i, row in enumerate(_turned(b, rows)):
-            b.store(row, _at(b, b.add(target, b.mul(other, other.type(i))), lanes), align=2)
-        return context.get_dummy_value()
-    return types.void(*[types.intp] * 4), codegen
+    lanes = ir.VectorType(_I16, TURNED)
+    rows = [b.load(_at(b, b.add(source, b.mul(apart, apart.type(i))), lanes), align=2, typ=lanes) for i in range(TURNED)]
+    for i, row in enumerate(_turned(b, rows)):
+        b.store(row, _at(b, b.add(target, b.mul(other, other.type(i))), lanes), align=2)
 
 
-@intrinsic
-def add_product_of_floats(typingctx, total, x, factor):
+@operation(ints, ints, floats, types.intp)
+def add_product_of_floats(b, total, x, factor):
     """`total + x factor` of whole numbers x, in 32 bits."""
-    def codegen(context, b, sig, args):
-        total, x, factor = args
-        return b.add(total, b.mul(b.fptosi(x, _INTS), _broadcast(b, b.trunc(factor, _I32), _INTS)))
-    return ints(ints, floats, types.intp), codegen
+    return b.add(total, b.mul(b.fptosi(x, _INTS), _broadcast(b, b.trunc(factor, _I32), _INTS)))

@@ -10,9 +10,9 @@ from __future__ import annotations
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
-from ....kernels.simd import _broadcast, _pointer, _writer
+from ....kernels.simd import _broadcast, _pointer, _writer, bits_of_bytes, loader, operation, storer, vector_type
 
 WIDE = 64  # lanes
 BIAS = 2**15  # what sums of 16 bits begin at, so that they have no sign
@@ -24,49 +24,12 @@ MAGIC = {_F32: 1.5 * 2**23, _F64: 1.5 * 2**52}  # numbers near it are whole: wha
 RAISED = MAGIC[_F32] + BIAS
 
 
-def _vector_type(name, element, lanes=WIDE):
-    class Type(types.Type):
-        def __init__(self):
-            super().__init__(name)
-
-    vector = ir.VectorType(element, lanes)
-
-    @register_model(Type)
-    class _Model(models.PrimitiveModel):
-        def __init__(self, manager, fe_type):
-            super().__init__(manager, fe_type, vector)
-
-    return Type(), vector
-
-
-shorts, _SHORTS = _vector_type("Vec64xI16", _I16)
-ints, _INTS = _vector_type("Vec64xI32", _I32)
-floats, _FLOATS = _vector_type("Vec64xF32", _F32)
-raised, _ = _vector_type("Raised64xF32", _F32)  # RAISED + u, for u of 16 bits: the lower half of its bits is u + BIAS
-doubles, _DOUBLES = _vector_type("Vec64xF64", _F64)
-quad, _QUAD = _vector_type("Vec4xI32", _I32, 4)
-
-
-def _operation(result, *arguments):
-    """An intrinsic of these types whose code is `build(builder, *values)`."""
-    def decorate(build):
-        def codegen(context, builder, sig, args):
-            return build(builder, *args)
-
-        if len(arguments) == 1:
-            @intrinsic
-            def call(typingctx, a):
-                return result(*arguments), codegen
-        elif len(arguments) == 2:
-            @intrinsic
-            def call(typingctx, a, b):
-                return result(*arguments), codegen
-        else:
-            @intrinsic
-            def call(typingctx, a, b, c):
-                return result(*arguments), codegen
-        return call
-    return decorate
+shorts, _SHORTS = vector_type("Vec64xI16", _I16, WIDE)
+ints, _INTS = vector_type("Vec64xI32", _I32, WIDE)
+floats, _FLOATS = vector_type("Vec64xF32", _F32, WIDE)
+raised, _ = vector_type("Raised64xF32", _F32, WIDE)  # RAISED + u, for u of 16 bits: the lower half of its bits is u + BIAS
+doubles, _DOUBLES = vector_type("Vec64xF64", _F64, WIDE)
+quad, _QUAD = vector_type("Vec4xI32", _I32, 4)
 
 
 def _call(builder, name, vector, *values):
@@ -75,19 +38,19 @@ def _call(builder, name, vector, *values):
     return builder.call(function, values)
 
 
-full_i32 = _operation(ints, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _INTS))  # all lanes that integer
-full_i16 = _operation(shorts, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I16), _SHORTS))
-full_quad = _operation(quad, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _QUAD))
-added_quads = _operation(quad, quad, quad)(lambda b, x, y: b.add(x, y))
-added_shorts = _operation(shorts, shorts, shorts)(lambda b, x, y: b.add(x, y))
-widened = _operation(ints, shorts)(lambda b, x: b.sext(x, _INTS))
-widened_unsigned = _operation(ints, shorts)(lambda b, x: b.zext(x, _INTS))
-halved = _operation(shorts, ints)(lambda b, x: b.trunc(x, _SHORTS))
-added = _operation(ints, ints, ints)(lambda b, x, y: b.add(x, y))
-times = _operation(ints, ints, types.intp)(lambda b, x, n: b.mul(x, _broadcast(b, b.trunc(n, _I32), _INTS)))
-shifted_up = _operation(ints, ints, types.intp)(lambda b, x, n: b.shl(x, _broadcast(b, b.trunc(n, _I32), _INTS)))
-smaller = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
-larger = _operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
+full_i32 = operation(ints, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _INTS))  # all lanes that integer
+full_i16 = operation(shorts, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I16), _SHORTS))
+full_quad = operation(quad, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I32), _QUAD))
+added_quads = operation(quad, quad, quad)(lambda b, x, y: b.add(x, y))
+added_shorts = operation(shorts, shorts, shorts)(lambda b, x, y: b.add(x, y))
+widened = operation(ints, shorts)(lambda b, x: b.sext(x, _INTS))
+widened_unsigned = operation(ints, shorts)(lambda b, x: b.zext(x, _INTS))
+halved = operation(shorts, ints)(lambda b, x: b.trunc(x, _SHORTS))
+added = operation(ints, ints, ints)(lambda b, x, y: b.add(x, y))
+times = operation(ints, ints, types.intp)(lambda b, x, n: b.mul(x, _broadcast(b, b.trunc(n, _I32), _INTS)))
+shifted_up = operation(ints, ints, types.intp)(lambda b, x, n: b.shl(x, _broadcast(b, b.trunc(n, _I32), _INTS)))
+smaller = operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed("<", x, y), x, y))
+larger = operation(ints, ints, ints)(lambda b, x, y: b.select(b.icmp_signed(">", x, y), x, y))
 
 
 _PAIRS = ir.VectorType(_I32, WIDE // 2)
@@ -118,7 +81,7 @@ def _widened_pairs(b, x):
     return of_pairs(b, x, lambda pairs: b.ashr(b.shl(pairs, _SHORT), _SHORT), lambda pairs: b.ashr(pairs, _SHORT))
 
 
-widened_pairs = _operation(ints, shorts)(_widened_pairs)  # as `widened`, of paired shorts
+widened_pairs = operation(ints, shorts)(_widened_pairs)  # as `widened`, of paired shorts
 
 
 def _has_products_of_pairs():
@@ -135,72 +98,35 @@ def _times_pairs(b, x, factor):
     return joined(b, [b.call(multiply, [part, each]) for each in factors for part in _halves(b, x)])
 
 
-@intrinsic
-def load_shorts(typingctx, address, offset):
-    """The vector that starts at element `offset` of the int16 array at `address`."""
-    def codegen(context, b, sig, args):
-        return b.load(_pointer(b, *args, _I16, WIDE), align=2, typ=_SHORTS)
-    return shorts(types.intp, types.intp), codegen
-
-
+load_shorts, load_ints, store_ints = loader(shorts, _SHORTS), loader(ints, _INTS), storer(ints, _INTS)
 put_int16 = _writer(_I16)
 
 
-@intrinsic
-def put_signed(typingctx, address, offset, x):
+@operation(types.void, types.intp, types.intp, shorts)
+def put_signed(b, address, offset, x):
     """Write shorts without a sign, less 2^15, to the numbers from element `offset` of the int16 array at `address`."""
-    def codegen(context, b, sig, args):
-        x = b.xor(args[2], ir.Constant(_SHORTS, [2**15] * WIDE))
-        b.store(x, _pointer(b, args[0], args[1], _I16, WIDE), align=2)
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp, shorts), codegen
+    b.store(b.xor(x, ir.Constant(_SHORTS, [2**15] * WIDE)), _pointer(b, address, offset, _I16, WIDE), align=2)
 
 
-@intrinsic
-def load_ints(typingctx, address, offset):
-    """The vector that starts at element `offset` of the int32 array at `address`."""
-    def codegen(context, b, sig, args):
-        return b.load(_pointer(b, *args, _I32, WIDE), align=4, typ=_INTS)
-    return ints(types.intp, types.intp), codegen
-
-
-@intrinsic
-def add_times_to_int32(typingctx, address, offset, x, factor):
+@operation(types.void, types.intp, types.intp, shorts, types.intp)
+def add_times_to_int32(b, address, offset, x, factor):
     """Add paired shorts, times an integer from 0 to 2^15 - 1, to the integers from element `offset` of the int32 array at `address`."""
-    def codegen(context, b, sig, args):
-        pointer, factor = _pointer(b, args[0], args[1], _I32, WIDE), b.trunc(args[3], _I32)
-        b.store(b.add(b.load(pointer, align=4, typ=_INTS), _times_pairs(b, args[2], factor)), pointer, align=4)
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp, shorts, types.intp), codegen
+    pointer = _pointer(b, address, offset, _I32, WIDE)
+    b.store(b.add(b.load(pointer, align=4, typ=_INTS), _times_pairs(b, x, b.trunc(factor, _I32))), pointer, align=4)
 
 
-@intrinsic
-def with_quad(typingctx, total, address, offset):
+@operation(quad, quad, types.intp, types.intp)
+def with_quad(b, total, address, offset):
     """`total` and the four numbers from element `offset` of the int32 array at `address`."""
-    def codegen(context, b, sig, args):
-        return b.add(args[0], b.load(_pointer(b, *args[1:], _I32, 4), align=4, typ=_QUAD))
-    return quad(quad, types.intp, types.intp), codegen
+    return b.add(total, b.load(_pointer(b, address, offset, _I32, 4), align=4, typ=_QUAD))
 
 
-@intrinsic
-def put_quad(typingctx, address, offset, stride, value):
+@operation(types.void, types.intp, types.intp, types.intp, quad)
+def put_quad(b, address, offset, stride, value):
     """Write a quad to four numbers of the int32 array at `address`, `stride` apart, from element `offset` on."""
-    def codegen(context, b, sig, args):
-        address, offset, stride, value = args
-        for lane in range(_QUAD.count):
-            b.store(b.extract_element(value, ir.Constant(_I32, lane)), _pointer(b, address, offset, _I32, 1), align=4)
-            offset = b.add(offset, stride)
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp, types.intp, quad), codegen
-
-
-@intrinsic
-def store_ints(typingctx, address, offset, value):
-    """Write the vector that starts at element `offset` of the int32 array at `address`."""
-    def codegen(context, b, sig, args):
-        b.store(args[2], _pointer(b, args[0], args[1], _I32, WIDE), align=4)
-        return context.get_dummy_value()
-    return types.void(types.intp, types.intp, ints), codegen
+    for lane in range(_QUAD.count):
+        b.store(b.extract_element(value, ir.Constant(_I32, lane)), _pointer(b, address, offset, _I32, 1), align=4)
+        offset = b.add(offset, stride)
 
 
 def paired(b, x):
@@ -210,13 +136,13 @@ def paired(b, x):
     return b.bitcast(b.call(funnel, [high, b.shl(low, _SHORT), _SHORT]), _SHORTS)
 
 
-@_operation(shorts, raised)
+@operation(shorts, raised)
 def as_shorts(b, x):
     """The lower halves of their bits, paired."""
     return paired(b, b.bitcast(x, _INTS))
 
 
-as_floats = _operation(floats, ints)(lambda b, x: b.sitofp(x, _FLOATS))
+as_floats = operation(floats, ints)(lambda b, x: b.sitofp(x, _FLOATS))
 
 
 def as_vector(b, x, vector):
@@ -229,10 +155,7 @@ def _kind(vector, numba_type, element):
     lanes, add to memory)."""
     scalar = types.float32 if element == _F32 else types.float64
 
-    @intrinsic
-    def full(typingctx, value):
-        """All lanes that number."""
-        return numba_type(scalar), lambda context, b, sig, args: _broadcast(b, args[0], vector)
+    full = operation(numba_type, scalar)(lambda b, value: _broadcast(b, value, vector))
 
     @intrinsic
     def code(typingctx, u, scale, low, high):
@@ -253,32 +176,23 @@ def _kind(vector, numba_type, element):
             return _clipped(b, b.fdiv(b.fmul(as_vector(b, args[0], vector), unit), delta), low, high, vector)
         return numba_type(u, scalar, scalar, scalar, scalar), codegen
 
-    @intrinsic
-    def add_product(typingctx, total, x, factor):
+    @operation(numba_type, numba_type, numba_type, scalar)
+    def add_product(b, total, x, factor):
         """`total + x factor`; exact wherever it is used."""
-        def codegen(context, b, sig, args):
-            return _call(b, "fma", vector, args[1], _broadcast(b, args[2], vector), args[0])
-        return numba_type(numba_type, numba_type, scalar), codegen
+        return _call(b, "fma", vector, x, _broadcast(b, factor, vector), total)
 
-    @intrinsic
-    def add_product_where(typingctx, total, x, factor, lanes):
+    @operation(numba_type, numba_type, numba_type, scalar, types.uint64)
+    def add_product_where(b, total, x, factor, lanes):
         """`total + x factor` in the lanes whose bits are set, elsewhere `total`."""
-        def codegen(context, b, sig, args):
-            sums = _call(b, "fma", vector, args[1], _broadcast(b, args[2], vector), args[0])
-            return b.select(_bits(b, args[3]), sums, args[0])
-        return numba_type(numba_type, numba_type, scalar, types.uint64), codegen
+        return b.select(_bits(b, lanes), _call(b, "fma", vector, x, _broadcast(b, factor, vector), total), total)
 
     wide = ir.IntType(32 if element == _F32 else 64)
 
-    @intrinsic
-    def add_to(typingctx, address, offset, x):
+    @operation(types.void, types.intp, types.intp, numba_type)
+    def add_to(b, address, offset, x):
         """Add whole numbers to the integers (int32, or int64 for float64) from element `offset` of the array at `address`."""
-        def codegen(context, b, sig, args):
-            pointer = _pointer(b, args[0], args[1], wide, WIDE)
-            term = b.fptosi(args[2], ir.VectorType(wide, WIDE))
-            b.store(b.add(b.load(pointer, align=4, typ=term.type), term), pointer, align=4)
-            return context.get_dummy_value()
-        return types.void(types.intp, types.intp, numba_type), codegen
+        pointer, term = _pointer(b, address, offset, wide, WIDE), b.fptosi(x, ir.VectorType(wide, WIDE))
+        b.store(b.add(b.load(pointer, align=4, typ=term.type), term), pointer, align=4)
 
     return full, code, code_of_quotient, add_product, add_product_where, add_to
 
@@ -302,48 +216,33 @@ full_f32, code_f32, code_of_quotient_f32, add_product_f32, add_product_f32_where
 full_f64, _, code_of_quotient_f64, add_product_f64, add_product_f64_where, add_to_int64 = _kind(_DOUBLES, doubles, _F64)
 
 
-@intrinsic
-def code_f64_of_f32(typingctx, u, delta, high):
+def _code_f64_of_f32(b, u, delta, high):
+    codes = _clipped(b, b.fdiv(b.uitofp(u, _FLOATS), delta), ir.Constant(_FLOATS, [0.0] * WIDE), _broadcast(b, high, _FLOATS), _FLOATS)
+    return b.fpext(codes, _DOUBLES)
+
+
+@operation(doubles, ints, types.float32, types.float32)
+def code_f64_of_f32(b, u, delta, high):
     """`clip(rint(u / delta), 0, high)` of float32 numbers, as float64; u, integers without a sign."""
-    def codegen(context, b, sig, args):
-        delta, high = (_broadcast(b, value, _FLOATS) for value in args[1:])
-        quotient = b.fdiv(b.uitofp(args[0], _FLOATS), delta)
-        return b.fpext(_clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * WIDE), high, _FLOATS), _DOUBLES)
-    return doubles(ints, types.float32, types.float32), codegen
+    return _code_f64_of_f32(b, u, _broadcast(b, delta, _FLOATS), high)
 
 
-@intrinsic
-def bit_of_64_bytes(typingctx, address, offset, bit):
-    """Bit `bit` of the 64 bytes from element `offset` of the byte array at `address`, packed into one uint64."""
-    def codegen(context, b, sig, args):
-        byte, vector = ir.IntType(8), ir.VectorType(ir.IntType(8), WIDE)
-        mask = _broadcast(b, b.shl(ir.Constant(byte, 1), b.trunc(args[2], byte)), vector)
-        hit = b.and_(b.load(_pointer(b, args[0], args[1], byte, WIDE), align=1, typ=vector), mask)
-        return b.bitcast(b.icmp_unsigned("!=", hit, ir.Constant(vector, [0] * WIDE)), ir.IntType(64))
-    return types.uint64(types.intp, types.intp, types.intp), codegen
+bit_of_64_bytes = bits_of_bytes(WIDE, types.uint64)
 
 
-@_operation(shorts, shorts, shorts, types.uint64)
+@operation(shorts, shorts, shorts, types.uint64)
 def added_where(b, x, y, lanes):
     """`x + y` in the lanes whose bits are set, elsewhere `x`."""
     return b.select(_bits(b, lanes), b.add(x, y), x)
 
 
-@intrinsic
-def code_f64_of_f32_by(typingctx, u, deltas, offset, high):
+@operation(doubles, ints, types.intp, types.intp, types.float32)
+def code_f64_of_f32_by(b, u, deltas, offset, high):
     """As `code_f64_of_f32`, each lane by its own delta: those from element `offset` of the float32 array at `deltas`."""
-    def codegen(context, b, sig, args):
-        delta = b.load(_pointer(b, args[1], args[2], _F32, WIDE), align=4, typ=_FLOATS)
-        quotient = b.fdiv(b.uitofp(args[0], _FLOATS), delta)
-        codes = _clipped(b, quotient, ir.Constant(_FLOATS, [0.0] * WIDE), _broadcast(b, args[3], _FLOATS), _FLOATS)
-        return b.fpext(codes, _DOUBLES)
-    return doubles(ints, types.intp, types.intp, types.float32), codegen
+    return _code_f64_of_f32(b, u, b.load(_pointer(b, deltas, offset, _F32, WIDE), align=4, typ=_FLOATS), high)
 
 
-@intrinsic
-def add_product_by(typingctx, total, x, factors, offset):
+@operation(doubles, doubles, doubles, types.intp, types.intp)
+def add_product_by(b, total, x, factors, offset):
     """As `add_product_f64`, each lane times its own factor: those from element `offset` of the float64 array at `factors`."""
-    def codegen(context, b, sig, args):
-        factor = b.load(_pointer(b, args[2], args[3], _F64, WIDE), align=8, typ=_DOUBLES)
-        return _call(b, "fma", _DOUBLES, args[1], factor, args[0])
-    return doubles(doubles, doubles, types.intp, types.intp), codegen
+    return _call(b, "fma", _DOUBLES, x, b.load(_pointer(b, factors, offset, _F64, WIDE), align=8, typ=_DOUBLES), total)

@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from ....arrays.readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS
 from ....kernels.inner import inlined
-from ....kernels.simd import _broadcast, _pointer, has_byte_tables
+from ....kernels.simd import _broadcast, _pointer, has_byte_tables, operation
 from .wide import (_DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, joined, of_pairs,
                    paired, raised, shorts)
 
@@ -181,42 +181,33 @@ def _field(b, reads, apart, number, first, kind):
     return b.load(_pointer(b, reads, place, kind.element, kind.count), align=4, typ=kind)
 
 
-@intrinsic
-def with_noise_of_reads(typingctx, u, reads, apart, key, signs, start):
+@operation(ints, ints, *[types.intp] * 2, *[types.int64] * 3)
+def with_noise_of_reads(b, u, reads, apart, key, signs, start):
     """The same of 64 reads of one column, ints; only where `sums_bytes()`. Args: reads, where their low, high, deviation and lift stand, 32
     bits each, `apart` elements from one field to the next; key, of the column's word; signs and start, `SIGNED`."""
-    def codegen(context, b, sig, args):
-        u, reads, apart, *column = args
-        if not sums_bytes():
-            return u
-        key, signs, start = (_every_lane(b, value, _PART) for value in column)
-        lows, highs = ([_field(b, reads, apart, number, first, _PART) for first in range(0, WIDE, APART)] for number in range(2))
-        sums = [_dot_product(b, start, _entries(b, _hashed(b, b.add(key, low), high)), signs) for low, high in zip(lows, highs)]
-        deviation, lift = (_field(b, reads, apart, number, 0, _FLOATS) for number in (2, 3))
-        return _plus(b, u, _call(b, "fma", _FLOATS, b.bitcast(joined(b, sums), _FLOATS), deviation, lift), ints)
-    return ints(ints, *[types.intp] * 2, *[types.int64] * 3), codegen
+    if not sums_bytes():
+        return u
+    key, signs, start = (_every_lane(b, value, _PART) for value in (key, signs, start))
+    lows, highs = ([_field(b, reads, apart, number, first, _PART) for first in range(0, WIDE, APART)] for number in range(2))
+    sums = [_dot_product(b, start, _entries(b, _hashed(b, b.add(key, low), high)), signs) for low, high in zip(lows, highs)]
+    deviation, lift = (_field(b, reads, apart, number, 0, _FLOATS) for number in (2, 3))
+    return _plus(b, u, _call(b, "fma", _FLOATS, b.bitcast(joined(b, sums), _FLOATS), deviation, lift), ints)
 
 
-@intrinsic
-def curved_reads(typingctx, u, reads, apart, third):
+@operation(ints, ints, types.intp, types.intp, types.float32)
+def curved_reads(b, u, reads, apart, third):
     """As `curved`, of 64 reads of one column, ints, whose first, second and rise stand from address `reads` on, as above."""
-    def codegen(context, b, sig, args):
-        u, reads, apart, third = args
-        first, second, rise = (_field(b, reads, apart, number, 0, _FLOATS) for number in range(3))
-        u = b.sitofp(u, _FLOATS)
-        slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, _every_lane(b, third, _FLOATS), second), first)
-        return _whole(b, _call(b, "fma", _FLOATS, u, slope, rise), ints)
-    return ints(ints, types.intp, types.intp, types.float32), codegen
+    first, second, rise = (_field(b, reads, apart, number, 0, _FLOATS) for number in range(3))
+    u = b.sitofp(u, _FLOATS)
+    slope = _call(b, "fma", _FLOATS, u, _call(b, "fma", _FLOATS, u, _every_lane(b, third, _FLOATS), second), first)
+    return _whole(b, _call(b, "fma", _FLOATS, u, slope, rise), ints)
 
 
-@intrinsic
-def converted_alike(typingctx, u, gain, offset):
+@operation(ints, ints, types.float64, types.int64)
+def converted_alike(b, u, gain, offset):
     """`rint(u gain) + offset` of reads of one converter, ints."""
-    def codegen(context, b, sig, args):
-        u, gain, offset = args
-        product = b.fmul(b.sitofp(u, _DOUBLES), _broadcast(b, gain, _DOUBLES))
-        return b.add(b.fptosi(_call(b, "rint", _DOUBLES, product), _INTS), _every_lane(b, offset))
-    return ints(ints, types.float64, types.int64), codegen
+    product = b.fmul(b.sitofp(u, _DOUBLES), _broadcast(b, gain, _DOUBLES))
+    return b.add(b.fptosi(_call(b, "rint", _DOUBLES, product), _INTS), _every_lane(b, offset))
 
 
 @intrinsic
@@ -260,36 +251,28 @@ def _put(b, value, address):
     b.store(value, _pointer(b, address, ir.Constant(address.type, 0), _F32, WIDE), align=4)
 
 
-@intrinsic
-def put_currents(typingctx, inputs, current, out):
+@operation(types.void, types.intp, types.float64, types.intp)
+def put_currents(b, inputs, current, out):
     """Of 64 reads `_currents` to the float32 numbers at address `out`."""
-    def codegen(context, b, sig, args):
-        _put(b, b.fptrunc(_currents(b, *args[:2]), _FLOATS), args[2])
-        return context.get_dummy_value()
-    return types.void(types.intp, types.float64, types.intp), codegen
+    _put(b, b.fptrunc(_currents(b, inputs, current), _FLOATS), out)
 
 
-@intrinsic
-def put_curves(typingctx, inputs, references, current, b0, b1, b2, analog, rounder, first, second, rise):
+@operation(types.void, types.intp, types.intp, types.float64, *[types.float32] * 3, types.boolean, types.float32, *[types.intp] * 3)
+def put_curves(b, inputs, references, current, b0, b1, b2, analog, rounder, first, second, rise):
     """Of 64 reads what `curved` takes, by `readout.curve_at`, to the float32 numbers at the last three addresses. inputs, as above;
     references, int32 at an address, the sums of their reference cells, which are part of S where `analog`, and then nothing rises but
     by `rounder`."""
-    def codegen(context, b, sig, args):
-        inputs, references, current, b0, b1, b2, analog, rounder, first, second, rise = args
-        b0, b1, b2, rounder = (_every_lane(b, value, _FLOATS) for value in (b0, b1, b2, rounder))
-        analog = _broadcast(b, analog, ir.VectorType(analog.type, WIDE))
-        current = _currents(b, inputs, current)
-        start = b.fadd(current, b.sitofp(_at(b, references, _INTS), _DOUBLES))
-        start = b.fptrunc(b.select(analog, start, current), _FLOATS)
-        bent = b.fmul(start, b.fmul(_all(_FLOATS, 3.0), b2))
-        _put(b, b.fadd(b0, b.fmul(start, b.fadd(b.fmul(_all(_FLOATS, 2.0), b1), bent))), first)
-        _put(b, b.fadd(b1, bent), second)
-        whole = b.fadd(b0, b.fmul(start, b.fadd(b1, b.fmul(start, b2))))
-        risen = _call(b, "rint", _FLOATS, b.fsub(b.fmul(start, whole), start))
-        _put(b, b.fadd(rounder, b.select(analog, _all(_FLOATS, 0.0), risen)), rise)
-        return context.get_dummy_value()
-    numbers = types.float64, types.float32, types.float32, types.float32, types.boolean, types.float32
-    return types.void(types.intp, types.intp, *numbers, types.intp, types.intp, types.intp), codegen
+    b0, b1, b2, rounder = (_every_lane(b, value, _FLOATS) for value in (b0, b1, b2, rounder))
+    analog = _broadcast(b, analog, ir.VectorType(analog.type, WIDE))
+    current = _currents(b, inputs, current)
+    start = b.fadd(current, b.sitofp(_at(b, references, _INTS), _DOUBLES))
+    start = b.fptrunc(b.select(analog, start, current), _FLOATS)
+    bent = b.fmul(start, b.fmul(_all(_FLOATS, 3.0), b2))
+    _put(b, b.fadd(b0, b.fmul(start, b.fadd(b.fmul(_all(_FLOATS, 2.0), b1), bent))), first)
+    _put(b, b.fadd(b1, bent), second)
+    whole = b.fadd(b0, b.fmul(start, b.fadd(b1, b.fmul(start, b2))))
+    risen = _call(b, "rint", _FLOATS, b.fsub(b.fmul(start, whole), start))
+    _put(b, b.fadd(rounder, b.select(analog, _all(_FLOATS, 0.0), risen)), rise)
 
 
 @intrinsic
@@ -310,13 +293,10 @@ def _between(b, u, both, current, curve, kind):
     return _whole(b, _call(b, "fma", _FLOATS, u, slope, _rounder(kind)), kind)
 
 
-@intrinsic
-def between_curves_of_reads(typingctx, u, both, currents, b0, b1, b2):
+@operation(ints, ints, ints, types.intp, *[types.float32] * 3)
+def between_curves_of_reads(b, u, both, currents, b0, b1, b2):
     """The same of 64 reads of one column, ints, each with its current, float32 from that address on."""
-    def codegen(context, b, sig, args):
-        u, both, currents, *curve = args
-        return _between(b, as_vector(b, u, _FLOATS), both, _at(b, currents, _FLOATS), curve, ints)
-    return ints(ints, ints, types.intp, *[types.float32] * 3), codegen
+    return _between(b, as_vector(b, u, _FLOATS), both, _at(b, currents, _FLOATS), (b0, b1, b2), ints)
 
 
 @intrinsic

@@ -42,6 +42,10 @@ class IntegerConvolution:
         y, dtype = self.sums(a_codes), accumulator_dtype(self.layer)
         return y.view(torch.int32).copy_(y) if (y.dtype, dtype) == (torch.float32, torch.int32) else y.to(dtype)  # in place
 
+    def ways(self, a_codes: Tensor) -> list[str]:
+        """The names of the ways that codes take."""
+        return self.product.ways(a_codes)
+
     def scaled(self, a_codes: Tensor, scale: Tensor, offset: Tensor, to_codes: ToCodes | None = None,
                shift: Tensor | None = None) -> Tensor:
         """`float32(sum + shift) scale + offset`, or codes; see `elementwise.scaled`."""
