@@ -89,8 +89,9 @@ def run(command: Sequence[str | Path]) -> None:
     """Print a command and run it. Raises: UserError where it ends with an error, or was stopped."""
     words = [*map(str, command)]
     print(f"$ {shlex.join(words)}", flush=True)
-    if code := run_program(words, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable}).returncode:  # which the scripts start
-        raise UserError(f"the command above ended with {code}; started again, the tables go on from there")
+    done, stopped = run_program(words, cwd=ROOT, env=os.environ | {"PYTHON": sys.executable})  # which the scripts start
+    if stopped or done.returncode:
+        raise UserError(f"the command above ended with {done.returncode}; started again, the tables go on from there")
 
 
 class Programs:

@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +18,7 @@ from test_limits import trained  # noqa: F401
 
 import eval as evaluation
 import train
+from experiment.program import cli
 from experiment.program.cli import UserError
 from experiment.report.remedy_report import Found, Tried, table
 from experiment.settings import train_settings
@@ -242,7 +248,7 @@ def test_a_training_is_on_chips_of_the_setting(flags, trained):  # noqa: F811
     assert all(getattr(made.spec, item.name) == getattr(setting.spec, item.name) for item in fields(CrossbarSpec) if item.name not in plan)
     assert all(getattr(made.calibration, item.name) == getattr(setting.calibration, item.name) for item in fields(Calibration))
     ours, theirs = setting.chips, made.chips
-    assert theirs.device.sigma_percent == ours.device.sigma_percent and theirs.device.time == ours.device.time
+    assert theirs.drawn.sigma_percent == ours.drawn.sigma_percent and theirs.device.time == ours.device.time
     assert all(theirs.value(name) == ours.value(name) for name in ("stuck_on", "stuck_off", "read_noise", "sigma"))
     assert theirs.chip_seed == ours.chip_seed + ours.chips  # training sees chips above it, none of which is measured
 
@@ -261,7 +267,7 @@ def test_an_epoch_of_training_is_a_remedy(evaluate, monkeypatch):
 
     def run_here(command, **options):
         trainings.append(command)
-        return SimpleNamespace(returncode=train.main(command[2:]) or 0, stderr="")
+        return SimpleNamespace(returncode=train.main(command[2:]) or 0, stderr=""), False
 
     monkeypatch.setattr(retraining, "run_program", run_here)
     evaluate(*REMEDY, "--remedy_epochs", "1")
@@ -276,14 +282,32 @@ def test_an_epoch_of_training_is_a_remedy(evaluate, monkeypatch):
 
 @pytest.mark.parametrize("code, stderr, words", [(2, "x\nerror: no such thing\n", "no such thing"), (-9, "epoch 1", "ended with -9")])
 def test_a_training_that_fails_is_left_out(code, stderr, words, evaluate, monkeypatch):
-    monkeypatch.setattr(retraining, "run_program", lambda *_, **__: SimpleNamespace(returncode=code, stderr=stderr))
+    monkeypatch.setattr(retraining, "run_program", lambda *_, **__: (SimpleNamespace(returncode=code, stderr=stderr), False))
     evaluate(*REMEDY[:-1], "accuracy=99.99", "--remedy_epochs", "1", "--chips", "1", "--limit", "8")
     rows = json.loads(Path("save/remedies.json").read_text())
     assert words in {row["remedy"]: row["left_out"] for row in rows}["1 epoch on chips"]
 
 
-@pytest.mark.parametrize("code", [130, 143])
-def test_a_training_that_was_stopped_stops_all(code, evaluate, monkeypatch):
-    monkeypatch.setattr(retraining, "run_program", lambda *_, **__: SimpleNamespace(returncode=code, stderr=""))
+def test_a_training_that_was_stopped_stops_all(evaluate, monkeypatch):
+    monkeypatch.setattr(retraining, "run_program", lambda *_, **__: (SimpleNamespace(returncode=130, stderr=""), True))
     with pytest.raises(KeyboardInterrupt):
         evaluate(*REMEDY[:-1], "accuracy=99.99", "--remedy_epochs", "1", "--chips", "1", "--limit", "8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_signal_to_the_parent_alone_ends_the_program_that_runs(number, ready, tmp_path, monkeypatch):
+    """Whether it handles it, as train.py does, or is not that far yet."""
+    code = f"import signal, sys, time, pathlib; {'signal.signal(15, lambda *_: sys.exit(143));' * ready}"
+    code += f"pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+    monkeypatch.setattr(cli, "PATIENCE", 0)
+
+    def tell():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=tell).start()
+    done, stopped = cli.run_program([sys.executable, "-c", code])
+    assert stopped and done.returncode == (143 if ready else -15)
+    assert cli.run_program([sys.executable, "-c", "pass"])[1] is False

@@ -695,7 +695,6 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--schedule_type", "step"], "needs --schedule and --gammas"),
     (["--dataset", "imagefolder", "--data_path", "no/such/folder"], "no/such/folder"),
     (["--save_path", "{file}/run"], "cannot write to {file}/run"),
-    (["--save_path", "save/{{dataset}}_{{bits}}"], "--save_path has {{bits}}, which stands for nothing; {{dataset}}, "),
     (["--resume", "no/such/file"], "no/such/file: no such file"),
     (["--resume", "{folder}"], "is a folder"),
     (["--resume", "{file}"], "not a readable PyTorch file"),

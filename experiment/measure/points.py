@@ -59,17 +59,17 @@ class Claims:
     def claim(self, key: str, wait: bool = False) -> Iterator[bool]:
         """`with` a claim on a key, a text of hexadecimal digits: True, or False where another process has it.
 
-        Args: wait, until the other process is done. Where the system has no locks every claim succeeds. Raises: OSError where the file
-            cannot be opened.
+        Args: wait, until the other process is done. Where the system has no locks every claim succeeds. Raises: PermissionError for
+            a file that is closed to this user.
         """
         place, mine = int(key[-15:], 16), True
         if fcntl is not None:
-            with contextlib.suppress(FileNotFoundError):  # a folder that is not there yet
-                file = self._file()
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-                except OSError as error:  # else a drive without locks: a point may be measured twice, to the same result
-                    mine = not isinstance(error, (BlockingIOError, PermissionError))
+            try:
+                fcntl.lockf(self._file(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
+            except OSError as error:  # a drive without locks: a point may be measured twice, to the same result
+                if isinstance(error, PermissionError) and error.filename:
+                    raise  # of the file, not of the lock
+                mine = not isinstance(error, (BlockingIOError, PermissionError))
         try:
             yield mine
         finally:

@@ -17,10 +17,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TextIO
+
+
+PATIENCE = 10  # seconds
 
 
 class UserError(Exception):
@@ -79,17 +83,33 @@ def needed(package: str, missing: str) -> ModuleType:
                         "anew, with all that it needs") from error
 
 
-def run_program(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
-    """As `subprocess.run`, but Ctrl-C and SIGTERM are left to the program that runs, so that a training keeps its last step."""
-    child = subprocess.Popen(command, **options)
-    before = {number: signal.signal(number, act) for number, act in
-              ((signal.SIGINT, lambda *_: None), (signal.SIGTERM, lambda *_: child.terminate()))}
+def run_program(command: Sequence[str], **options: Any) -> tuple[subprocess.CompletedProcess, bool]:
+    """As `subprocess.run`, and whether it was to stop: Ctrl-C and SIGTERM are left to the program that runs, so that a training keeps its
+    last step. From a terminal Ctrl-C comes to both; a program that still runs `PATIENCE` seconds later had none of its own."""
+    got: list[int] = []
+    stops = signal.SIGINT, signal.SIGTERM
+    handled = stops if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, lambda number, _: got.append(number)) for number in handled}
     try:
-        output = child.communicate()
+        with subprocess.Popen(command, **options) as child:
+            waited, told = 0, False
+            while True:
+                try:
+                    output = child.communicate(timeout=1)
+                    break
+                except subprocess.TimeoutExpired:
+                    waited += bool(got)
+                    if not told and got and (signal.SIGTERM in got or waited > PATIENCE):
+                        child.terminate()
+                        told = True
+                except BaseException:
+                    child.kill()
+                    raise
     finally:
         for number, act in before.items():
             signal.signal(number, act)
-    return subprocess.CompletedProcess(command, child.returncode, *output)
+    stopped = -child.returncode in stops or child.returncode - 128 in stops
+    return subprocess.CompletedProcess(command, child.returncode, *output), bool(got) or stopped
 
 
 def check_writable(folder: str | Path) -> None:

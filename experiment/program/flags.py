@@ -119,7 +119,7 @@ def in_flags(message: str) -> str:
         if message.startswith(f"{field} is "):
             message = f"--{flag_name(field)}{message.removeprefix(field)}"
     message = re.sub(r"\((adc_max_bits|w_bits|a_bits)\)", r"(--\1)", message)
-    return message.replace("adc_plan significance", "--adc_plan significance")
+    return re.sub(r"(?<!-)\badc_plan significance", "--adc_plan significance", message)
 
 
 def of_layers(message: str) -> str:

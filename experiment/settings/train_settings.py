@@ -6,7 +6,6 @@ folder of the images is that of the `config.json` beside the checkpoint, a file 
 """
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -49,8 +48,6 @@ def settings_of(values: Mapping[str, Any], fine_tuned: bool = False) -> TrainSet
     if not values["save_path"]:
         raise UserError("--save_path is empty: give the name of a folder")
     values["save_path"] = expanded(values["save_path"], values)
-    if left := re.search(r"{\w*}", values["save_path"]):
-        raise UserError(f"--save_path has {left[0]}, which stands for nothing; " + "{dataset}, {model}, {w_bits}, {a_bits} and {wq} do")
     if values["adc_aware"] and OFF in (values["w_bits"], values["a_bits"]):
         raise UserError("--adc_aware needs quantized weights and activations, --w_bits and --a_bits from 1 to 8")
     with user_error(lambda error: flags.in_flags(str(error))):

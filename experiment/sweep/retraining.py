@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +42,8 @@ def trained_bench(bench: Bench, setting: Setting, log: logging.Logger) -> Bench:
     folder = Path(of.save_path, "remedies", name)
     command = [sys.executable, str(TRAIN), *command, "--go_on", "--save_path", str(folder)]
     log.info(f"{name_of(of.remedy_epochs)}, with its log in {folder}: {shlex.join(command)}")
-    done = run_program(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode - 128 in (signal.SIGINT, signal.SIGTERM):
+    done, stopped = run_program(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if stopped:
         raise KeyboardInterrupt  # of which the training has kept its last step
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -215,7 +216,7 @@ def _find(name: str, beside: Path) -> Path:
     """The file of a name: a preset, or a path."""
     if name in Technology.presets():
         return FOLDER / f"{name}.csv"
-    path = (beside / name).resolve()  # one name for each file, also for one that includes itself
+    path = Path(os.path.abspath(beside / name))  # one name for each file, also for one that includes itself by ..
     if not path.is_file():
         raise ValueError(f"no technology and no file is called {name!r}; technologies are {', '.join(Technology.presets())}")
     return path

@@ -20,17 +20,18 @@ from ..kernels import checksum
 
 SMALL = 4096  # bytes that are compared as they are
 
-_block: object | None = None  # that of `unchanged` in which the program is
+_block: dict["Prepared", Tensor] | None = None  # that of `unchanged` in which the program is: the weights that were seen there
 
 
 @contextlib.contextmanager
 def unchanged() -> Iterator[None]:
     """Within the block what was found to hold is not looked at again: nobody changes numbers of a network in place."""
     global _block
-    before, _block = _block, object()
+    before, _block = _block, {}
     try:
         yield
     finally:
+        _block.clear()
         _block = before
 
 
@@ -38,8 +39,7 @@ class Prepared:
     """Keeps one value with what it was made from. It is not copied or saved with the layer: a copy makes its own."""
 
     def __init__(self) -> None:
-        # (settings, fingerprint, value, block of `unchanged` that saw it, the weight there), replaced as a whole: replicas in other
-        # threads may share it
+        # (settings, fingerprint, value, block of `unchanged` that saw it), replaced as a whole: replicas in other threads may share it
         self._entry = None
 
     def __reduce__(self) -> tuple:
@@ -51,16 +51,18 @@ class Prepared:
 
         Args: any_weight, what was made of another weight will do as well.
         """
-        entry = self._entry
-        if entry is not None and entry[0] == settings and _block is not None and entry[3] is _block and _is_same(entry[4], weight):
+        entry, block = self._entry, _block
+        if entry is not None and entry[0] == settings and block is not None and entry[3] is block and _is_same(block.get(self), weight):
             return entry[2]
         seen = fingerprint(numbers if any_weight else [*numbers, weight])
         if entry is None or entry[0] != settings or entry[1][:len(seen)] != seen:
             self._entry = None  # what is to be replaced makes room first
             seen = fingerprint([*numbers, weight])
-            self._entry = entry = settings, seen, make(), _block, _block and weight
+            self._entry = entry = settings, seen, make(), block
         elif not any_weight:
-            self._entry = *entry[:3], _block, _block and weight
+            self._entry = entry = *entry[:3], block
+        if block is not None and entry[3] is block:
+            block[self] = weight
         return entry[2]
 
 
@@ -68,8 +70,13 @@ def _is_same(one: Tensor | None, other: Tensor) -> bool:
     """Whether two tensors are one, or the same view of one memory, as of a part of a weight. (One is alive, so its memory is its own.)"""
     if one is other or one is None:
         return one is other
-    strided = one.layout == other.layout == torch.strided
-    return strided and (one.data_ptr(), one.shape, one.stride(), one.dtype) == (other.data_ptr(), other.shape, other.stride(), other.dtype)
+    if one.layout != torch.strided or other.layout != torch.strided or not one.data_ptr():
+        return False
+    return _view(one) == _view(other)
+
+
+def _view(tensor):
+    return tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride(), tensor.is_neg(), tensor.is_conj()
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[tuple]:
