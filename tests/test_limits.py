@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -74,6 +75,15 @@ def test_intervals():
     assert interval(found, 30, 0.01)[1] == pytest.approx(stats.t.ppf(0.99, 4) * (found.mean(1).var(ddof=1) / 5)**0.5)
     assert interval(found[:1], 30, 0.01)[1] == 0 and interval(np.zeros((3, 30)), 60, 0.01)[1] == np.inf
     assert interval(np.zeros((1, 100)), 400, 0.01, 50.0)[1] == pytest.approx(stats.norm.ppf(0.99) * (50 * 0.75 / 100)**0.5)
+
+
+def test_places_on_the_sides():
+    """As many as the share of the error counts: `s / 2 + 1` beside the first."""
+    assert [*sequential.away(9, 0)] == [9, 7, 1, 0] and [*sequential.away(5, 5)] == [5]
+    assert [*sequential.away(10, 199)] == [10, 12, 18, 42, 138, 199]
+    for count in range(2, 300):
+        most = math.ceil(math.log2(count + 1)) / 2 + 1
+        assert all(len([*sequential.away(start, end)]) - 1 <= most for end in (0, count - 1) for start in range(count))
 
 
 LOSS, PLACES = 0.5, 200  # points that may be lost; values of the span

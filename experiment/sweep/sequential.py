@@ -27,7 +27,7 @@ again: chips and images are the same at all values, and what misled at one would
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,6 +94,17 @@ class Seen(NamedTuple):
     likely: bool
 
 
+def away(start: int, end: int) -> Iterator[int]:
+    """Places from one to another: 2, 8, 32, ... away from the first, and the last."""
+    yield start
+    way, step = (1 if end > start else -1), 2
+    while step < way * (end - start):
+        yield start + way * step
+        step *= 4
+    if start != end:
+        yield end
+
+
 @dataclass
 class LastKept:
     """The last of `count` values whose mean keeps a bound, where none behind one that does not keeps it. `find` fills the attributes.
@@ -126,15 +137,15 @@ class LastKept:
 
     def find(self) -> "LastKept":
         """Bisect, again as long as more looks at the two values between which it ends change its way, and then go away from them to the
-        sides, four times as far each time, until a value is decided."""
+        sides until a value is decided."""
         low, high = self._between()
         while not all(self._stays(place) for place in (low, high) if place in self.seen):
             low, high = self._between()
-        for start, way in ((low, -1), (high, 1)) if self.sides else ():
-            step = 0
-            while self.sure < (place := start + way * step) < self.lost:
+        for start, end in ((low, 0), (high, self.count - 1)) if self.sides else ():
+            for place in away(start, end):
+                if not self.sure < place < self.lost:
+                    break
                 self._test(place)
-                step = 4 * step or 2
         self.place = min(max(low, self.sure), self.lost - 1)
         return self
 
