@@ -1,1 +1,1 @@
-"""What comes in: checkpoints, images, networks of others."""
+"""What comes in: checkpoints, images, your own network."""
