@@ -27,7 +27,7 @@ Two bits of weights that learn from the answers of the 4-bit network, not from t
     python train.py --dataset cifar10 --w_bits 2 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 9 --distill 0.5 \\
         --save_path save/cifar10_w2
 
-A network of others, converted to crossbars and trained on with its quantizers:
+Your own network, converted to crossbars and trained further with its quantizers:
     python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --w_bits 4 --a_bits 4 --epochs 5 --qat
 
 Begin, or go on where it stopped: what scripts use

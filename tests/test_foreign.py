@@ -578,7 +578,7 @@ def test_a_network_of_16_bits_with_a_sparse_buffer_and_a_set_in_its_state(net):
     (["--model", "net.py:three", "--w_bits", "1"], "--w_bits 1: a converted network has 2 to 8 bits"),
     (["--model", "net.py:three", "--also", "--crossbar_layers conv"], "name the layers that stay digital by --skip"),
     (["--model", "net.py:three", "--dataset", "digits", "--class_index", "x"], "--class_index names the classes of folders"),
-    (["--resume", "pretrained/vgg7_w4a4_cifar10.pt", "--skip", "a"], "--skip is for networks of others"),
+    (["--resume", "pretrained/vgg7_w4a4_cifar10.pt", "--skip", "a"], "--skip is for your own network"),
 ])
 def test_what_does_not_go_together_is_one_line(net, photographs, flags, says, monkeypatch):
     flags = [str(Path(__file__).parents[1] / flag) if flag.startswith("pretrained") else flag for flag in flags]
@@ -697,7 +697,7 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
 @pytest.mark.parametrize("flags, says", [
     (["--model", "net.py:small"], "add --qat"), (["--qat"], "--qat trains a converted network"),
     (["--model", "net.py:small", "--qat", "--clp"], "--clp is for the networks of this project"),
-    (["--inputs", "twos"], "--inputs is for networks of others"),
+    (["--inputs", "twos"], "--inputs is for your own network"),
     (["--model", "net.py:small", "--qat", "--evaluate", "--resume", "own.pt"], "--evaluate is for the networks of this project")])
 def test_training_refuses_what_does_not_go_together(net, flags, says):
     save_checkpoint("own.pt", {"state_dict": {}, "config": {"model": "net.py:small", "qat": True}})

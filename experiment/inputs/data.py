@@ -72,7 +72,7 @@ def load(dataset: str, data_path: str | Path = "./data", log: Callable[[str], ob
     Raises: UserError for a data set that is unknown, not there, or not as it should be.
     """
     if class_index and not (transform and dataset == "imagefolder"):
-        raise UserError("--class_index names the classes of folders: it needs --dataset imagefolder and a network of others")
+        raise UserError("--class_index names the classes of folders: it needs --dataset imagefolder and your own network (--model)")
     if dataset not in DATASETS:
         raise UserError(f"--dataset {dataset}: unknown, choose from {', '.join(DATASETS)}")
     with distributed.one_first():

@@ -14,7 +14,7 @@ LINEAR_BITS = Number(int, "2 to 8", lambda bits: 2 <= bits <= 8)
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """networks of others"""
+    """your own network"""
 
     image_size: int | None = option(None, "pixels a side of the network's images, in place of those of its own transform", COUNT)
     first_last_bits: int = option(8, "weight and input bits of the first and the last layer", LINEAR_BITS)
@@ -29,9 +29,9 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionFiles:
-    """files of networks of others"""
+    """files of your own network"""
 
-    state: str | None = option(None, "file with the weights of a network of others, in place of the published ones", metavar="FILE")
+    state: str | None = option(None, "file with the weights of your own network, in place of the published ones", metavar="FILE")
     class_index: str | None = option(None, "which class each folder of images holds, if the network has more classes than there are "
                                      "folders. A JSON object, or lines of a folder and a number. Default: the folders in sorted "
                                      "order", metavar="FILE")
@@ -65,7 +65,7 @@ def check(values: Mapping[str, Any], given: Iterable[str], useless: Iterable[str
     model = values["model"]
     if not foreign.is_foreign(model):
         if found := [name for name in FLAGS if name in given]:
-            raise UserError(f"--{found[0]} is for networks of others: --model {foreign.KINDS}")
+            raise UserError(f"--{found[0]} is for your own network: --model {foreign.KINDS}")
         return
     if found := [name for name in (*OF_OTHERS, *useless) if name in given]:
         raise UserError(f"--{found[0]} is for the networks of this project, and {model} is converted: leave it out")

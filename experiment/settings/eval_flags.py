@@ -30,7 +30,7 @@ OF_SETTINGS = (
     ("device", "noise on the weights, in place of cells", WeightNoise, chips.OF_ROW))
 FIRST = {  # what --help alone shows
     "resume": "the trained network: a checkpoint of train.py or of the original code",
-    "model": "or a network of others: torchvision/NAME, timm/NAME, FILE.py:FUNCTION",
+    "model": "or your own network: torchvision/NAME, timm/NAME, FILE.py:FUNCTION",
     "dataset": "digits, cifar10, cifar100, imagefolder; default that of the checkpoint",
     "data_path": "folder of the images",
     "limit": "only so many test images",
@@ -58,15 +58,15 @@ class Network:
 
     resume: str | None = option(None, "checkpoint of train.py, or of the original code. Several are evaluated one after the other",
                                 metavar="PATH")
-    model: str | None = option(None, f"{' or '.join(MODELS)}. Default: that of the checkpoint. Or a network of others, which is "
+    model: str | None = option(None, f"{' or '.join(MODELS)}. Default: that of the checkpoint. Or your own network, which is "
                                f"converted: {foreign.KINDS}, or hf/FOLDER, a language model (--text)")
-    w_bits: int | None = option(None, "bits of a weight. Default: those of the checkpoint; 8 for networks of others", BITS)
-    a_bits: int | None = option(None, "bits of an activation. Default: those of the checkpoint; 8 for networks of others", BITS)
+    w_bits: int | None = option(None, "bits of a weight. Default: those of the checkpoint; 8 for your own network", BITS)
+    a_bits: int | None = option(None, "bits of an activation. Default: those of the checkpoint; 8 for your own network", BITS)
     wq: str | None = option(None, "weight quantizer. Default: that of the checkpoint", tuple(WEIGHT_QUANTIZERS))
     quantize_image: bool | None = option(None, "round the image to the activation grid. Default: as the checkpoint was trained. "
                                          "Networks of the original code need it", bool)
     dataset: str | None = option(None, "the images. Default: those of the checkpoint; cifar10 for an exported network of its classes; "
-                                 "imagefolder for networks of others", data.DATASETS)
+                                 "imagefolder for your own network", data.DATASETS)
     data_path: str | None = option(None, "folder of the data set. Default: that of the checkpoint's run, else ./data")
     batch_size: int = option(64, "images at a time. Only with --adc_range dynamic it changes results", COUNT)
     limit: int | None = option(None, "only LIMIT test images, spread evenly over the set. Default: all", COUNT)
@@ -98,7 +98,7 @@ class Ranges:
     """calibration"""
 
     calib_images: int = option(256, "training images that calibrate the ADC. The first 256, as one batch, also measure the correction. "
-                               f"Networks of others take {CALIBRATE_OTHERS} unless it is given. A checkpoint of train.py --adc_aware "
+                               f"Your own network takes {CALIBRATE_OTHERS} unless it is given. A checkpoint of train.py --adc_aware "
                                "keeps its own ranges on the hardware it was trained for, unless a flag of this group is given", COUNT)
     adc_ranges: str | None = option(None, "take the ranges, and their correction, from the adc_ranges.json of an earlier "
                                     "evaluation", metavar="FILE")

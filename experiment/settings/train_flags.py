@@ -47,8 +47,8 @@ def _by_data(name: str) -> str:
 class Network:
     """what to train, and on what"""
 
-    model: str = option("vgg7_quant", f"{' or '.join(MODELS)}. Or, with --qat, a network of others: {foreign.KINDS}")
-    qat: bool = option(False, "train a converted network of others further, with its quantizers in the forward pass", bool)
+    model: str = option("vgg7_quant", f"{' or '.join(MODELS)}. Or, with --qat, your own network: {foreign.KINDS}")
+    qat: bool = option(False, "train your own network further, converted, with its quantizers in the forward pass", bool)
     w_bits: int = option(4, f"bits of a weight, 1 to 8, or {OFF} to switch the quantizer off", BITS)
     a_bits: int = option(4, f"bits of an activation, 1 to 8, or {OFF} to switch the quantizer off", BITS)
     wq: str = option("dorefa", "weight quantizer. dorefa: odd multiples of one step, up to the largest weight. sawb: multiples of a "
@@ -138,7 +138,7 @@ class Actions:
     """starting from a checkpoint"""
 
     resume: str | None = option(None, "continue the run of this checkpoint. Default: save_path/checkpoint.pth.tar. Flags that are not "
-                                "given are the run's own, but for --ngpu and --log_file. Give --model again for a network of others",
+                                "given are the run's own, but for --ngpu and --log_file. Give --model again for your own network",
                                 metavar="PATH", or_empty=True)
     go_on: bool = option(False, "continue the run in save_path. Start it if there is none", bool)
     fine_tune: str | None = option(
