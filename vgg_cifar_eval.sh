@@ -2,7 +2,7 @@
 # Evaluate the VGG7 in pretrained/ on simulated RRAM crossbars: the first tables of docs/results.md and the picture of the README.
 #     bash vgg_cifar_eval.sh --limit 500                                        # a quick look
 #     bash vgg_cifar_eval.sh --cell_bits 2 --adc_bits 5 --report                  # one setting, and where it loses
-#     bash vgg_cifar_eval.sh --resume save/other/model_best.pth.tar             # a network of your own
+#     bash vgg_cifar_eval.sh --resume save/other/model_best.pth.tar             # another network of train.py
 #     bash vgg_cifar_eval.sh --dataset imagefolder --data_path path/to/images   # train/<class>/, test/<class>/
 # Flags are passed on to eval.py and win over the variables below; flags of the hardware replace the whole table.
 set -euo pipefail

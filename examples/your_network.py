@@ -1,4 +1,4 @@
-"""Put a network of your own on crossbars, in three lines. Here it is a small residual network for scikit-learn's digits, in plain PyTorch.
+"""Put your own network on crossbars, in three lines. Here it is a small residual network for scikit-learn's digits, in plain PyTorch.
 
     python examples/your_network.py
 

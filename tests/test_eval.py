@@ -792,7 +792,7 @@ def test_keys_that_do_not_fit_are_named(refused, checkpoint):
     del state["features.8.weight"], state["classifier.3.act_quant.act_alpha"]
     torch.save({"state_dict": state | {"features.99.weight": torch.zeros(1)}}, checkpoint)
     refused(["--resume", checkpoint], f"{checkpoint} does not fit the model: missing: features.8.weight, "
-            "classifier.3.act_quant.act_alpha; unexpected: features.99.weight. Of a network of your own: --model FILE.py:FUNCTION --state "
+            "classifier.3.act_quant.act_alpha; unexpected: features.99.weight. For your own network: --model FILE.py:FUNCTION --state "
             f"{checkpoint}")
     torch.save({"state_dict": network("vgg16").state_dict()}, checkpoint)  # of another model that does not say so
     refused(["--resume", checkpoint], "missing: features.4.", "unexpected: features.", "and 12 more",

@@ -45,7 +45,7 @@ def crossbar_network(settings: EvalSettings, checkpoint: Mapping[str, Any], devi
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
     # Only --quantize_image uses the clipping level of the first layer.
     unused = [f"{name}.act_quant.act_alpha" for name, layer in quantized_layers(net).items() if layer.image and not layer.quantize_image]
-    own = "" if checkpoint["config"] else f". Of a network of your own: --model FILE.py:FUNCTION --state {settings.resume}"
+    own = "" if checkpoint["config"] else f". For your own network: --model FILE.py:FUNCTION --state {settings.resume}"
     with user_error(lambda error: f"{error}{own}", UserError):
         load_weights(net, state, allow_missing=(*quant.ADC_BUFFERS, *unused), source=settings.resume)
     return net.to(device, memory_format=torch.channels_last).eval()
