@@ -5,6 +5,7 @@ import importlib
 import io
 import itertools
 import pickle
+import re
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from models.quant.conversion.tracing import SAMPLE, sampled
 from models.quant.cost import count
 from models.quant.cost.events import events
 from models.quant.network.modes import without_adc
+from models.quant.measuring.measure import measure
 from models.quant.measuring.placing import put
 from models.quant.measuring.setting import Setting
 
@@ -316,6 +318,22 @@ def test_report_names_the_way_of_each_layer(spec, ways):
     assert {layer["way"] for layer in convert(Small(), spec, seeded((8, 3, 6, 6))).crossbar_report.layers} == {"reference"}
 
 
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_classes_of_pixels(conv):
+    size = (8, 1) + (7,) * (conv(1, 1, 1).weight.dim() - 2)
+    net, x = nn.Sequential(conv(1, 6, 3), nn.ReLU(), conv(6, 4, 1)), seeded(size)
+    converted = convert(net, CrossbarSpec(8, 8, adc_bits=1), x)
+    same = (converted(x).argmax(1) == net(x).argmax(1)).double().mean().item()
+    assert converted.crossbar_report.same_top1["hardware"] == same < 1
+
+
+def test_one_number_is_no_class():
+    net, x = convert(nn.Linear(8, 1), CrossbarSpec(8, 8, adc_bits=1), seeded((64, 8))), seeded((64, 8))
+    assert net.crossbar_report.same_top1 == {} and "classified" not in str(net.crossbar_report)
+    with pytest.raises(ValueError, match="outputs .* have one class, so there is nothing to choose; give a metric"):
+        measure(net, x, torch.zeros(64, dtype=torch.long), Setting(CrossbarSpec(8, 8, adc_bits=1)))
+
+
 def test_outputs_that_the_report_compares():
     """Logits of a network that returns more; the classes of each pixel."""
     ids, aux, logits = torch.zeros(2, dtype=torch.long), torch.zeros(2, 3), torch.ones(2, 3)
@@ -503,6 +521,24 @@ class Viewed(nn.Module):
         return self.head((self.left @ y).view(len(x), -1))
 
 
+@pytest.mark.parametrize("view", [
+    lambda y: torch.view_as_complex(y.unflatten(3, (-1, 2))).abs().flatten(1), lambda y: y.as_strided((len(y), 96), (96, 1))])
+def test_networks_that_depend_on_the_order_of_memory(view):
+    net, x = Of(lambda s, x: s.head(view(s.conv(x))), conv=nn.Conv2d(3, 6, 3), head=nn.LazyLinear(4)), seeded((8, 3, 6, 6))
+    net(x)
+    equal_to_float(net, x)
+
+
+def test_a_weight_whose_values_move_is_one_weight():
+    class Bounded(nn.Conv2d):
+        def forward(self, x):
+            self.weight.data = torch.renorm(self.weight.data, 2, 0, 1.0)
+            return super().forward(x)
+
+    net = nn.Sequential(Bounded(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    assert convert(net, W8A8, seeded((130, 1, 6, 6))).crossbar_report.share == 1  # three batches
+
+
 def test_networks_that_view_outputs_in_other_shapes():
     x = seeded((16, 3, 6, 6), 9)
     net = equal_to_float(Viewed(), x)
@@ -598,6 +634,11 @@ def test_a_network_in_training_mode_stays_as_it_is():
     assert model.training and not net.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(isinstance(parameter, Bound) for parameter in model.parameters())
+
+
+def test_networks_of_sixteen_bits_answer_as_far_as_they_round():
+    net = nn.Sequential(*(each for _ in range(6) for each in (nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU()))).bfloat16()
+    assert len(crossbar_layers(convert(net, W8A8, seeded((64, 64))))) == 6
 
 
 def test_in_place_and_twice():
@@ -722,6 +763,15 @@ def test_noise_is_another_in_each_phase():
     assert not net(x).any()
 
 
+@pytest.mark.parametrize("weight", [lambda w: 2 * w, lambda w: w * 2, lambda w: (w - w.mean()) / w.std(), lambda w: 2 * w[:4]])
+def test_computed_weights_in_compiled_networks(weight):
+    own = nn.Parameter(seeded((8, 8)))
+    net = convert(Of(lambda s, x: s.layer(F.linear(x, weight(s.w))), w=own, layer=nn.Linear(len(weight(own)), 3)), W8A8, seeded((16, 8)))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert torch.equal(torch.compile(net, backend="eager")(seeded((16, 8))), net(seeded((16, 8))))
+
+
 def test_compiled_networks_and_unused_heads():
     class Heads(Small):
         def __init__(self):
@@ -770,6 +820,19 @@ def test_what_cannot_be_mapped_is_named():
         convert(nn.Sequential(nn.GRU(4, 4)), W8A8, seeded((3, 4, 4)))
 
 
+@torch.library.custom_op("torchrram_test::product", mutates_args=())
+def library_product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x @ w.t()
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+
+    @torch.jit.script
+    def compiled_product(x: torch.Tensor, w: torch.Tensor):
+        return torch.relu(x @ w.t())
+
+
 @pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated")
 @pytest.mark.parametrize(("product", "what"), [
     (lambda x, w: torch.mm(x, w.t(), out=torch.empty(len(x), 6)), "a use of mm that is not known"),
@@ -785,10 +848,17 @@ def test_what_cannot_be_mapped_is_named():
     (lambda x, w: torch.chain_matmul(x, w.t()), "a product of several matrices"),
     (lambda x, w: torch.sparse.mm(x.to_sparse(), w.t()), "a sparse product"), (lambda x, w: torch.cdist(x, w), "a table of distances"),
     (lambda x, w: torch.linalg.solve(w[:5], x.t()), "a solution of equations"),
+    (lambda x, w: torch.ops.aten.linear.default(x, w), "a use of linear that is not known"),
+    (lambda x, w: torch._addmm_activation(torch.zeros(6), x, w.t()), "a product with an activation in it"),
+    (lambda x, w: torch.ops.torchrram_test.product(x, w), "an operator of a library, torchrram_test.product"),
+    (lambda x, w: torch.vmap(lambda row: torch.mv(x, row))(w), "a product with many weights at a time (torch.vmap)"),
+    (lambda x, w: compiled_product(x, w), "a product in code that shows PyTorch no calls (torch.jit, or C++)"),
+    (lambda x, w: F.scaled_dot_product_attention(x, w, w), "an attention to weights"),
+    (lambda x, w: torch.stack([F.linear(x, w[row]) for row in (x[:1, :2] > 0).long()]), "a product with weights that the input chooses"),
     (lambda x, w: torch.convolution(x[:, :, None], w[:, :, None], None, [1], [0], [1], False, [0], 1), "a convolution by another name")])
 def test_no_product_with_a_weight_stays_digital_unsaid(product, what):
     net = Of(lambda s, x: (s.first(x), product(s.first(x), s.w)), first=nn.Linear(5, 5), w=nn.Parameter(seeded((6, 5))))
-    with pytest.raises(ValueError, match=f"^w cannot be put on crossbars: it is {what}. To keep it digital"):
+    with pytest.raises(ValueError, match=f"^w cannot be put on crossbars: it is {re.escape(what)}. To keep it digital"):
         convert(net, W8A8, seeded((7, 5)))
     report = convert(net, W8A8, seeded((7, 5)), skip=["w"]).crossbar_report
     assert report.digital == {"w": "skipped"} and report.digital_multiplications >= 30
@@ -797,6 +867,23 @@ def test_no_product_with_a_weight_stays_digital_unsaid(product, what):
 def test_a_product_that_is_written_nowhere_else_is_one():
     net = Of(lambda s, x: torch.mm(x, s.w.t(), out=None), w=nn.Parameter(seeded((6, 5))))
     assert len(crossbar_layers(convert(net, W8A8, seeded((7, 5))))) == 1
+
+
+@pytest.mark.parametrize("experts", [
+    lambda x, w, chosen: torch.cat([F.linear(x[chosen == each], w[each]) for each in chosen.unique()]),
+    lambda x, w, chosen: torch.bmm(w[chosen], x[:, :, None]), lambda x, w, chosen: w.index_select(0, chosen) @ x[:, :, None],
+    lambda x, w, chosen: torch.einsum("ni,noi->no", x, w[chosen])])
+def test_experts_that_the_input_chooses_do_not_stay_digital_unsaid(experts):
+    """Each example meets one of the weights. A table that is looked up in is no such product, and neither are experts that all run."""
+    net = Of(lambda s, x: experts(s.first(x), s.w, (x[:, 0] > 0).long()), first=nn.Linear(5, 5), w=nn.Parameter(seeded((4, 6, 5))))
+    with pytest.raises(ValueError, match=r"^w cannot be put on crossbars: it is a product with weights that the input chooses\. "):
+        convert(net, W8A8, seeded((7, 5)))
+    report = convert(net, W8A8, seeded((7, 5)), skip=["w"]).crossbar_report
+    assert report.digital == {"w": "skipped"} and report.digital_multiplications == 7 * 30 and not report.between
+    net.function = lambda s, x: sum(F.linear(s.first(x), s.w[each]) for each in range(4))
+    assert convert(net, W8A8, seeded((7, 5))).crossbar_report.share == 1
+    table = Of(lambda s, x: s.first(s.w[(x[:, 0] > 0).long()]) @ s.w.T, first=nn.Linear(5, 5), w=nn.Parameter(seeded((6, 5))))
+    assert convert(table, W8A8, seeded((7, 5))).crossbar_report.share == 1
 
 
 def with_own(function):
@@ -850,6 +937,38 @@ def test_what_torch_jit_compiled_is_refused():
     assert convert(net, W8A8, seeded((7, 5)), skip=["part"]).crossbar_report.digital == {"part": "skipped"}
     with pytest.raises(ValueError, match="^the network is compiled by torch.jit"):
         convert(net.part, W8A8, seeded((7, 5)))
+
+
+@pytest.mark.parametrize("network", [
+    lambda s, x: s.layer(x) + s.layer(s.kept), lambda s, x: s.layer(x) + s.layer(s.learned).sum(0),
+    lambda s, x: s.layer(s.learned).mean(0) - s.layer(x), lambda s, x: s.layer(x) @ s.layer(s.learned).T])
+def test_what_a_layer_reads_for_every_image_alike_is_an_input_too(network):
+    """Prototypes, baselines: far from the images, and on the same arrays."""
+    net = Of(network, layer=nn.Linear(8, 8, bias=False), learned=nn.Parameter(40 * seeded((5, 8), 1)))
+    net.register_buffer("kept", 40 * seeded((1, 8), 1))
+    x = seeded((64, 8))
+    converted = convert(net, W8A8, x, correct="none")
+    [(_, layer)], report = crossbar_layers(converted), converted.crossbar_report
+    assert max(map(abs, layer.act_quant.window)) * layer.act_quant.scale > 30 and not report.digital  # the images alone end at 4
+    assert report.layers[0]["multiplications"] in {64 * (64 + rows) for rows in (1, 5)}
+    calls = []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    converted(x)
+    assert len(calls) == 2
+
+
+def test_queries_that_are_learned_are_named_and_not_warned_of():
+    def attention(s, x):
+        return s.head(s.attention(s.queries[None].expand(len(x), -1, -1), x, x, need_weights=False)[0])
+
+    net = Of(attention, attention=nn.MultiheadAttention(16, 2, batch_first=True), head=nn.Linear(16, 3),
+             queries=nn.Parameter(seeded((5, 16))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = convert(net, W8A8, seeded((16, 7, 16)))
+        converted(seeded((16, 7, 16)))
+    alone = "a product of parameters alone"
+    assert converted.crossbar_report.digital == {"queries": alone, "attention.in_proj_weight in part": alone}
 
 
 def test_pruned_networks_keep_their_masks():
@@ -1223,6 +1342,20 @@ def test_parts_of_a_weight_are_told_apart_by_an_index_of_few_numbers(rows):
             convert(net, W8A8, seeded((8, 6)))
     else:
         assert [name for name, _ in crossbar_layers(convert(net, W8A8, seeded((8, 6))))] == ["crossbar_w_0", "crossbar_w_1"]
+
+
+@pytest.mark.parametrize("product", [
+    lambda s, x: F.conv_transpose2d(x, s.w, stride=2, output_padding=x.shape[2] % 2),  # as of a U-Net, by the size of its input
+    lambda s, x: s.w[0, 0, :, :8 - x.shape[2]] @ x[0, 0, :8 - x.shape[2]], lambda s, x: F.conv2d(x, s.w.mT, padding=x.shape[2] % 2),
+    lambda s, x: F.conv2d(x, s.w) if x.shape[2] == 4 else torch.einsum("nihw,oikl->no", x, s.w),
+    lambda s, x: s.w[0, 0] @ x[0, 0] if x.shape[2] == 4 else torch.bmm(x[0, :, :4, :4], s.w[0])])
+def test_a_seen_weight_in_another_product_is_told(product):
+    net = convert(Of(product, w=nn.Parameter(seeded((1, 1, 4, 4)))), W8A8, seeded((1, 1, 4, 4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(seeded((1, 1, 4, 4)))
+    with pytest.warns(RuntimeWarning, match="a product with w that was not seen"):
+        net(seeded((1, 1, 5, 5)))
 
 
 def test_products_with_what_is_computed_from_a_weight_are_told_too():

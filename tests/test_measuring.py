@@ -11,7 +11,7 @@ from torch import nn
 
 import models
 from models import quant, vgg
-from models.quant import Calibration, CrossbarSpec
+from models.quant import Calibration, CrossbarSpec, convert
 from models.quant.measuring import images as images_of_measuring
 from models.quant.measuring import measure as measuring
 from models.quant.measuring import placing
@@ -352,3 +352,14 @@ def test_a_network_without_crossbars_is_not_taken_for_one_on_them():
     with pytest.raises(ValueError, match=r"the setting is a CrossbarSpec; give Setting\(CrossbarSpec"):
         measure(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3), quant.CrossbarSpec())
     assert measure(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3), None).setting is None
+
+
+def test_a_converted_network_has_no_convolutions_alone():
+    net = convert(nn.Linear(8, 5), CrossbarSpec(8, 8), torch.randn(16, 8))
+    with pytest.raises(ValueError, match="^crossbar_layers is 'conv', .* leaves no layer of this one on crossbars"):
+        measure(net, torch.randn(4, 8), torch.zeros(4, dtype=torch.long), Setting(CrossbarSpec(8, 8), crossbar_layers="conv"))
+
+
+def test_images_come_in_the_networks_type():
+    net = convert(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 5)).double(), CrossbarSpec(8, 8), torch.randn(16, 8))
+    assert measure(net, torch.randn(4, 8), torch.zeros(4, dtype=torch.long), Setting(CrossbarSpec(8, 8))).examples == 4

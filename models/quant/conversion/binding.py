@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
-from .products import PRODUCTS, operands
+from ..layers.eager import outside_graphs
+from .products import OTHERS, PRODUCTS, name_of, operands
 
 # What takes a part of a weight, or the same in another shape or type: a product with it is one with the weight.
 PARTS = {"__getitem__", "bfloat16", "chunk", "contiguous", "double", "expand", "flatten", "float", "half", "index_select", "mT", "narrow",
@@ -45,7 +46,8 @@ class _Followed:
 class Bound(_Followed, nn.Parameter):
     """A parameter whose products are those of layers on crossbars: `layers`, `{path: layer}`, "" being the parameter itself.
 
-    `known` are the paths on the way to these, `digital` those of products that stay as they are, `label` the name of the parameter.
+    `known` are the paths on the way to these, `digital` those of products that are known to stay as they are, `label` the name of the
+    parameter.
     Everything else that is done with it is done with an ordinary tensor.
     """
 
@@ -99,6 +101,7 @@ class _Made(_Followed, Tensor):
         return made
 
 
+@outside_graphs
 def _call(func, args, kwargs):
     """Any function of PyTorch with a bound parameter, or what was made of it, among its arguments."""
     with torch._C.DisableTorchFunctionSubclass():
@@ -114,8 +117,8 @@ def _call(func, args, kwargs):
     root, path = origin(next(arg for arg in tensors if isinstance(arg, _Followed)))
     part = _name(func) in PARTS and isinstance(tensors[0], _Followed) or _name(func) in ARITHMETIC and _computed(tensors, result)
     paths = step(path, func, args, kwargs, result)
-    if func in PRODUCTS and root.known.isdisjoint(paths.values()):  # else it is one of weights, on the way to a product with an input
-        _warn_of_unseen(func, args, kwargs)
+    if name_of(func) in OTHERS and root.known.isdisjoint(paths.values()):  # else it is one of weights, on the way to a product
+        _warn_of_unseen(func, args, kwargs, tensors)
 
     def marked(value):
         if any(value is each for each in tensors):  # as of `weight.to(x.dtype)` where that changes nothing
@@ -125,13 +128,21 @@ def _call(func, args, kwargs):
     return tree.tree_map_only(Tensor, marked, result)
 
 
-def _warn_of_unseen(func, args, kwargs):
-    """What a weight is on the left of may follow from weights alone: its norm, another factor."""
-    found = operands(func, args, kwargs, lambda each: isinstance(each.weight, _Followed) and not (
-        each.form.left or isinstance(each.x, _Followed)))
-    if found is None:
+def _warn_of_unseen(func, args, kwargs, tensors):
+    """A matrix product with a weight on its left is one with an input only where a layer is: else it may be the weight's norm."""
+    def is_input(each):
+        return isinstance(each.weight, _Followed) and not isinstance(each.x, _Followed) and (
+            not each.form.left or any(layer.form.left for layer in origin(each.weight)[0].layers.values()))
+
+    if func in PRODUCTS:
+        found = operands(func, args, kwargs, is_input)
+        weight = found and found.weight
+    else:
+        followed = [tensor for tensor in tensors if isinstance(tensor, _Followed)]
+        weight = followed[0] if len(followed) < len(tensors) else None
+    if weight is None:
         return
-    root, path = origin(found.weight)
+    root, path = origin(weight)
     if path not in root.digital:
         warnings.warn(f"a product with {root.label} that was not seen when the network was converted is computed without "
                       "crossbars: its weight is another part or comes about in another way", RuntimeWarning, 3)

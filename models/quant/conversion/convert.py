@@ -64,7 +64,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
         images: inputs like those of its training: a tensor `[N, ...]`, a mapping of tensors, which `forward` takes by name, or an
             iterable of batches, such as a DataLoader, with or without targets (`loaders.apart`). They choose scales and ADC ranges.
         skip: patterns (`fnmatch`) of names of layers that stay digital, such as "head*".
-        specs: `{pattern: spec}` for layers with other hardware or bits; the first pattern that fits counts.
+        specs: `{pattern: spec}` for layers with other hardware or bits; the first pattern that fits counts (of `--per_layer` the last).
         first_last_bits: weight and input bits of the first and the last layer; None: those of the spec.
         weight_scale, activations: "mse", scales of least squared error, or "max", scales that clip nothing. For weights also "layer", one
             scale of least squared error for all channels of a layer, or the scales s_c of some layers, `{pattern: a number or a tensor
@@ -174,7 +174,8 @@ def _choose(net, found: Trace, labels, skip, strict):
     for name in compiled:
         if not any(name.startswith(f"{other}.") for other in compiled):
             digital[name] = unless_skipped([name], "a module compiled by torch.jit, whose products cannot be seen")
-    digital |= {short(name): unless_skipped(names_of(name), what) for name, what in found.others.items()}
+    digital |= {short(name): unless_skipped(names_of(name), what) for name, what in found.others.items()
+                if set(compiled).isdisjoint(names_of(name))}
     buffers = {short(name): unless_skipped(names_of(name), what) for name, what in found.buffers.items()}
     refused = {name: reason for name, reason in digital.items() if reason != "skipped"}
     if strict and refused:
@@ -184,18 +185,27 @@ def _choose(net, found: Trace, labels, skip, strict):
         raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{whole or name!r}], or "
                          "strict=False")
     # What is in no product, such as a head that serves in training, is digital anyway, and may be named.
-    spared = {pattern for name in (*_never_used(net, found), *found.constant, *found.alone) for pattern in skip
+    spared = {pattern for name in (*_never_used(net, found), *(place[0] for place in (*found.constant, *found.alone))) for pattern in skip
               if fits(names_of(name), pattern)}
     if unused := [pattern for pattern in skip if pattern not in used | spared]:
         raise ValueError(f"skip has {unused[0]!r}, which fits no product with a weight")
     if not chosen:
         raise ValueError("nothing of this network can be put on crossbars: no product of an input and a weight was seen"
                          + (" that is not skipped" if digital else ""))
-    mapped = {product.parameter for product in chosen}
-    digital |= {short(name): "a product whose input is the same for every image" for name in found.constant if name not in mapped}
-    digital |= {short(name): "a product of parameters alone" for name in found.alone if name not in mapped}
+    digital |= _without_inputs(net, found.constant, chosen, "a product whose input is the same for every image")
+    digital |= _without_inputs(net, found.alone, chosen, "a product of parameters alone")
     digital |= {name: what for name, what in buffers.items() if name not in digital}
     return chosen, digital
+
+
+def _without_inputs(net, places, chosen, what):
+    """What the report says of weights that meet no input of the network, and of parts of those whose other parts do. (A whole one that
+    does is on arrays besides; its norm, say, is no product of the network.)"""
+    mapped, sizes = {}, {name: parameter.numel() for name, parameter in net.named_parameters()}
+    for product in chosen:
+        mapped.setdefault(product.parameter, set()).add(product.path)
+    return {short(name) + " in part" * (name in mapped): what for (name, path), numbers in places.items()
+            if name not in mapped or path not in mapped[name] and numbers < sizes[name]}
 
 
 def _unsupported(product: Product) -> str | None:
@@ -210,7 +220,7 @@ def _unsupported(product: Product) -> str | None:
 
 def _never_used(net, found):
     """Names of matrices that entered no product."""
-    used = {product.parameter for product in found.products} | found.others.keys() | found.constant.keys() | found.alone.keys()
+    used = {product.parameter for product in found.products} | found.others.keys() | {place[0] for place in (*found.constant, *found.alone)}
     return [name for name, parameter in net.named_parameters() if parameter.dim() > 1 and name not in used]
 
 
@@ -223,8 +233,11 @@ def _bind(net, layers, found, inputs, quantized):
     for name, (product, spec, scales) in layers.items():
         parameter = parameters[product.parameter]
         if product.parameter not in roots:
-            root = roots[product.parameter] = Bound.of(parameter, {}, frozenset(found.known.get(product.parameter, ())), frozenset(
-                other.path for other in found.products if other.parameter == product.parameter), product.parameter)
+            mapped = {each for each, *_ in layers.values()}
+            digital = {path for name, path in found.digital if name == product.parameter} | {
+                other.path for other in found.products if other.parameter == product.parameter and other not in mapped}
+            root = roots[product.parameter] = Bound.of(parameter, {}, frozenset(found.known.get(product.parameter, ())), frozenset(digital),
+                                                       product.parameter)
             for module, key in owners[id(parameter)]:
                 module._parameters[key] = root
                 module.register_load_state_dict_pre_hook(functools.partial(_forget_cells, key, root))
@@ -333,24 +346,34 @@ def _verify(net, bound, images, wanted):
             stack.callback(layer.register_forward_pre_hook(lambda *_, name=name: called.update([name])).remove)
             stack.callback(setattr, layer, "quantized", layer.quantized)
             layer.quantized = False
-        try:
-            y = output_of(net, copied(images)).double()
-        except RuntimeError as error:
-            if "view size is not compatible" not in str(error):
-                raise
-            for layer, _ in bound.values():  # outputs lie channels last otherwise
-                layer.contiguous = True
+        for contiguous in (False, True):  # outputs lie channels last, unless the network depends on the order of memory
+            for layer, _ in bound.values():
+                layer.contiguous = contiguous
             called.clear()
-            y = output_of(net, copied(images)).double()
+            try:
+                same, failed = _same_answers(output_of(net, copied(images)), first_tensor(wanted)), None
+            except RuntimeError as error:
+                same, failed = False, error
+            if same:
+                break
+    with said_of(images):
+        if failed is not None:
+            raise failed
     for name, (_, product) in bound.items():  # of the calls with this batch
         if called[name] < product.calls:
             seldom = f" in {product.calls - called[name]} of {product.calls} calls" if called[name] else ""
             raise ValueError(f"{name} was put on crossbars, but the network does not use it there{seldom}; give skip=[{name!r}], and "
                              "please report it")
-    wanted = first_tensor(wanted).double()
-    if (y - wanted).square().sum() > 1e-4 * wanted.square().sum():
+    if not same:
         raise ValueError("with its weights bound to layers on crossbars the network gives other answers than before, although nothing is "
                          "quantized yet; does it give the same answers at each call?")
+
+
+def _same_answers(y, wanted):
+    """Whether they are the same within what sums in their type round."""
+    allowed = max(1e-4, (64 * torch.finfo(wanted.dtype).eps) ** 2)
+    wanted = wanted.double()
+    return y.shape == wanted.shape and bool((y.double() - wanted).square().sum() <= allowed * wanted.square().sum())
 
 
 def _correct(layer, gain, offset):

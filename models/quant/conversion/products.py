@@ -160,6 +160,8 @@ class Form:
     def _planes(self, x):
         """`[N, C, D, H, W]` to `[N D', groups kd C / groups, H, W]`."""
         x = F.pad(x, (0, 0, 0, 0, *self.padding[0]))
+        if x.shape[2] < self._reach:
+            raise RuntimeError(f"the input has {x.shape[2]} planes with its padding, and the kernel reaches over {self._reach}")
         first = torch.arange(0, x.shape[2] - self._reach + 1, self.stride[0], device=x.device)
         seen = first[:, None] + torch.arange(0, self._reach, self.dilation[0], device=x.device)
         x = x[:, :, seen].unflatten(1, (self.groups, -1))  # N, groups, C / groups, D', kd, H, W
@@ -234,6 +236,33 @@ PRODUCTS: dict[Callable, Callable[..., list[Operands]]] = {
     torch.linalg.matmul: _matmul, torch.matmul: _matmul, Tensor.matmul: _matmul, Tensor.__matmul__: _matmul,
     Tensor.__rmatmul__: _rmatmul, torch.mm: _matmul, Tensor.mm: _matmul, torch.mv: _matmul, Tensor.mv: _matmul,
 }
+
+# Products that no layer on crossbars stands for, by what they are called.
+OTHERS: dict[str, str] = {func.__name__: f"a use of {func.__name__} that is not known" for func in PRODUCTS} | {
+    name: what for what, names in {
+        "an einsum": "einsum", "a batched product": "bmm baddbmm addbmm matmul __matmul__", "a bilinear layer": "bilinear",
+        "a tensordot": "tensordot", "an inner product": "inner vdot dot linalg_vecdot", "a scaled addmm": "addmm", "an addmv": "addmv",
+        "a product of several matrices": "linalg_multi_dot chain_matmul", "a Kronecker product": "kron",
+        "a sparse product": "_sparse_mm _sparse_addmm smm sspaddmm", "a table of distances": "cdist",
+        "a cosine similarity": "cosine_similarity", "a solution of equations": "linalg_solve linalg_solve_triangular",
+        "a convolution by another name": "convolution conv_tbc", "an attention called as one function": "multi_head_attention_forward",
+        "a recurrent layer": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
+        "a fused encoder layer": "_transformer_encoder_layer_fwd", "a fused attention": "_native_multi_head_attention",
+        "a product of groups": "_grouped_mm grouped_mm _scaled_mm scaled_mm _scaled_grouped_mm scaled_grouped_mm",
+        "a product with an activation in it": "_addmm_activation",
+    }.items() for name in names.split()
+}
+ADDED_TO = ("addmm", "baddbmm", "addbmm", "addmv")  # whose first tensor is only added
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+BETWEEN_ACTIVATIONS = ("matmul", "__matmul__", "bmm", "einsum", "mm", "mv", "dot", "vdot", "linalg_vecdot", "linear", "inner", "tensordot",
+                       "scaled_dot_product_attention", *ADDED_TO, *CONVOLUTIONS)
+
+
+def name_of(func: Callable) -> str:
+    """What PyTorch calls a function: addmm_ is addmm in place, and aten.mm.default an operator mm."""
+    name = getattr(func, "__name__", "")
+    name = name.partition(".")[0] if isinstance(func, torch._ops.OpOverload) else name
+    return name if name.endswith("__") else name.rstrip("_")
 
 
 def _each(value, dims):

@@ -26,7 +26,8 @@ class ConversionReport:
         (each with a column for every output), fill (mean share of their rows that is used), way (of its reads through the engine, see
         `CrossbarLayer.way`), quantization_db and hardware_db (SQNR of the layer's output against the float product of the same input,
         quantized and then also through its ADC; None where nothing is lost); same_top1 and sqnr_db, of the network's output against the
-        float network's: "quantized", and "hardware", which is the same where no layer `has_adcs`; options, what a conversion needs to make
+        float network's: "quantized", and "hardware", which is the same where no layer `has_adcs` (same_top1 is empty where the output has
+        one class); options, what a conversion needs to make
         the same layers again (`saving`).
     """
 
@@ -65,9 +66,11 @@ class ConversionReport:
                         lambda layer, inputs, _, entry=entry: entry.setdefault("way", layer.way(inputs[0])) and None)
                     for entry, (layer, _) in zip(self.layers, bound.values()) if layer.quantized):
             outputs["hardware"] = output_of(net, copied(images))
+        of_pixels = wanted.dim() == 4 or wanted.dim() > 2 and layers and layers[-1].channel_dim < -1
+        classes = 1 if of_pixels else -1
         for name, y in outputs.items():
-            classes = 1 if y.dim() == 4 else -1  # of each pixel
-            self.same_top1[name] = (y.argmax(classes) == wanted.argmax(classes)).double().mean().item()
+            if wanted.dim() > 1 and wanted.shape[classes] > 1:
+                self.same_top1[name] = (y.argmax(classes) == wanted.argmax(classes)).double().mean().item()
             self.sqnr_db[name] = decibels(wanted.square().sum().item(), (y.double() - wanted).square().sum().item())
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,9 +105,9 @@ class ConversionReport:
         return "\n".join(lines + (self._answers(classes) if quantized and answers else []))
 
     def _answers(self, classes):
-        same = {name: f"{100 * share:.1f} % of {self.images} images classified as by the float network, " if classes else ""
-                for name, share in self.same_top1.items()}
-        lines = [f"{text}: {same[name]}SQNR of the output {_db(self.sqnr_db[name])}"
+        same = {name: f"{100 * share:.1f} % of {self.images} images classified as by the float network, "
+                for name, share in self.same_top1.items() if classes}
+        lines = [f"{text}: {same.get(name, '')}SQNR of the output {_db(self.sqnr_db[name])}"
                  for name, text in (("quantized", "quantized"), *([("hardware", "with ADCs")] if self.has_adcs else []))]
         worst = min(self.layers, key=lambda layer: math.inf if layer["hardware_db"] is None else layer["hardware_db"])
         lines.append(f"worst layer: {worst['name']}, {_db(worst['quantization_db'])} quantized"

@@ -4,6 +4,7 @@ Nothing is asked of the network's code but that it runs: a mode of PyTorch sees 
 alone is told from what follows from the input, so that a weight that is computed at each call is known as one.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,31 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as tree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers.batches import Batch, called, copied
-from .binding import step
-from .products import PRODUCTS, Form, operands
+from .binding import PARTS, step
+from .products import ADDED_TO, BETWEEN_ACTIVATIONS, CONVOLUTIONS, OTHERS, PRODUCTS, Form, name_of, operands
 
 SAMPLE = 2**14  # values of one call that are kept of a product's input
-# Products that no layer on crossbars stands for, by what they are called.
-OTHERS: dict[str, str] = {func.__name__: f"a use of {func.__name__} that is not known" for func in PRODUCTS} | {
-    name: what for what, names in {
-        "an einsum": "einsum", "a batched product": "bmm baddbmm addbmm matmul __matmul__", "a bilinear layer": "bilinear",
-        "a tensordot": "tensordot", "an inner product": "inner vdot dot linalg_vecdot", "a scaled addmm": "addmm", "an addmv": "addmv",
-        "a product of several matrices": "linalg_multi_dot chain_matmul", "a Kronecker product": "kron",
-        "a sparse product": "_sparse_mm _sparse_addmm smm sspaddmm", "a table of distances": "cdist",
-        "a cosine similarity": "cosine_similarity", "a solution of equations": "linalg_solve linalg_solve_triangular",
-        "a convolution by another name": "convolution conv_tbc", "an attention called as one function": "multi_head_attention_forward",
-        "a recurrent layer": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
-        "a fused encoder layer": "_transformer_encoder_layer_fwd", "a fused attention": "_native_multi_head_attention",
-    }.items() for name in names.split()
-}
-ADDED_TO = ("addmm", "baddbmm", "addbmm", "addmv")  # whose first tensor is only added
-CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-BETWEEN_ACTIVATIONS = ("matmul", "__matmul__", "bmm", "einsum", "mm", "mv", "dot", "vdot", "linalg_vecdot", "linear", "inner", "tensordot",
-                       "scaled_dot_product_attention", *ADDED_TO, *CONVOLUTIONS)
 UNREGISTERED = "a product with a parameter that no module of the network holds (give modules in a list to nn.ModuleList)"
 OF_A_VECTOR, OF_A_BUFFER = "a product with weights of one dimension", "a product with a buffer"
+CHOSEN, HELD = "a product with weights that the input chooses", "an attention to weights"
+HIDDEN = "a product in code that shows PyTorch no calls (torch.jit, or C++)"
+OPERATORS, OF_PYTORCH = (torch._ops.OpOverload, torch._ops.OpOverloadPacket), ("aten", "prim", "prims")
+CHOOSES = ("__getitem__", "gather", "index_select", "select", "take_along_dim")
 
 
 @dataclass(eq=False)
@@ -76,9 +65,10 @@ class Trace:
 
     Attributes: products, in the order of their first calls; known, `{parameter: paths on the way to its products, and of those with other
         weights}`; others, `{name of a parameter: what it is that no crossbar does}`; buffers, the same of those; others_multiplications,
-        of both, where a call does not say as if each weight met each row of the input once; constant, parameters of products whose input
-        is the same for every image; alone, those that are multiplied by each other; between, multiplications of two activations; looked_up,
-        parameters that what follows from the input is not only multiplied by; output, of the network, for the first batch.
+        of both, where a call does not say as if each weight met each row of the input once; constant, `{(parameter, path): numbers}` of
+        weights whose input is the same for every image; alone, of those that are multiplied by each other; digital, (parameter, path) of
+        all that no layer can stand for; between, multiplications of two activations; looked_up, parameters that what follows from the
+        input is not only multiplied by; output, of the network, for the first batch.
     """
 
     products: list[Product] = field(default_factory=list)
@@ -86,8 +76,9 @@ class Trace:
     others: dict[str, str] = field(default_factory=dict)
     buffers: dict[str, str] = field(default_factory=dict)
     others_multiplications: int = 0
-    constant: dict[str, None] = field(default_factory=dict)
-    alone: dict[str, None] = field(default_factory=dict)
+    constant: dict[tuple[str, str], int] = field(default_factory=dict)
+    alone: dict[tuple[str, str], int] = field(default_factory=dict)
+    digital: set[tuple[str, str]] = field(default_factory=set)
     between: int = 0
     looked_up: dict[str, None] = field(default_factory=dict)
     output: Any = None
@@ -96,25 +87,35 @@ class Trace:
 @torch.no_grad()
 def trace(model: nn.Module, batches: list[Batch], gram: bool = False) -> Trace:
     """Run a network on batches of its inputs and see what it multiplies. Args: gram, sum `x x^T` of every input too."""
-    watcher = _Watcher(model, gram)
-    for number, batch in enumerate(batches):
-        watcher.first = number == 0
-        with watcher:
-            y = called(model, copied(batch))  # which the network may write to
-        if watcher.first:
-            watcher.found.output = y
-    return watcher.found
+    also: frozenset = frozenset()
+    while True:
+        watcher = _Watcher(model, gram, also)
+        for number, batch in enumerate(batches):
+            watcher.first = number == 0
+            with _Hidden(watcher), watcher:
+                y = called(model, copied(batch))  # which the network may write to
+            if watcher.first:
+                watcher.found.output = y
+        # A weight that meets inputs is on arrays, so what meets it besides, the same for every image, is read there too.
+        met = {each for each in watcher.met if (product := watcher.by_place.get(each[:2])) and product.form == each[2]}
+        if met <= also:
+            return watcher.found
+        also |= met
 
 
 class _Watcher(TorchFunctionMode):
-    def __init__(self, model: nn.Module, gram: bool):
+    """Args: also, (parameter, path, form) of products that are of the network where their input is the same for every image too."""
+
+    def __init__(self, model: nn.Module, gram: bool, also: frozenset[tuple[str, str, Form]]):
         super().__init__()
-        self.found, self.gram, self.first = Trace(), gram, True
+        self.found, self.gram, self.also, self.first, self.inside = Trace(), gram, also, True, False
+        self.met: set[tuple[str, str, Form]] = set()  # those that have such an input
         self.by_place: dict[tuple[str, str], Product] = {}
         self.origin: dict[int, tuple[str, str, Tensor]] = {}  # of matrices that follow from one parameter: its name, the path
         self.no_matrix: dict[int, tuple[str, str]] = {}  # of what else follows from one: its name, what a product with it is called
         self.sources: dict[int, dict[tuple[nn.Module, str], None]] = {}  # what a piece of memory was computed from, by its place
         self.fixed: dict[int, Tensor] = {}  # everything that follows from parameters and buffers; kept, so that ids stay theirs
+        self.picked: dict[int, tuple[Tensor, str, bool]] = {}  # what an index of the input takes from a matrix: kept, whose, of a stack
         for name, parameter in model.named_parameters():
             self.fixed[id(parameter)] = parameter
             if parameter.dim() > 1 and parameter.is_floating_point():
@@ -122,6 +123,7 @@ class _Watcher(TorchFunctionMode):
             else:
                 self.no_matrix[id(parameter)] = name, OF_A_VECTOR
         self.parameters = dict(model.named_parameters())
+        self.by_memory = {_place(parameter): name for name, parameter in self.parameters.items() if parameter.dim() > 1}
         for name, buffer in model.named_buffers():
             self.fixed[id(buffer)] = buffer
             self.no_matrix[id(buffer)] = name, OF_A_BUFFER
@@ -136,12 +138,18 @@ class _Watcher(TorchFunctionMode):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
-        result = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        name = name if name.endswith("__") else name.rstrip("_")  # addmm_ is addmm in place
+        self.inside, name = True, name_of(func)
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.inside = False
         written = [tensor for tensor, version in zip(tensors, versions) if version is not None and tensor._version != version]
         if all(id(tensor) in self.fixed for tensor in tensors):
-            self._follow(func, args, kwargs, tensors, result, written)
+            read = next((each for each, place in self._constant(func, args, kwargs) if place in self.also), None)
+            if read is not None:
+                self._weighs(read, result)
+            else:
+                self._follow(func, args, kwargs, tensors, result, written)
             return result
         for tensor in written:
             if id(tensor) in self.fixed:
@@ -149,8 +157,19 @@ class _Watcher(TorchFunctionMode):
         if func in PRODUCTS or name in OTHERS or name in BETWEEN_ACTIVATIONS:
             self._multiply(func, name, args, kwargs, tensors, result)
         else:
-            self.found.looked_up.update({self.origin[id(tensor)][0]: None for tensor in tensors if id(tensor) in self.origin})
+            self._looked_up(func, name, tensors, result)
         return result
+
+    def _looked_up(self, func, name, tensors, result):
+        """What else something of the input does with a matrix."""
+        matrices = [self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin]
+        if matrices and isinstance(func, OPERATORS) and str(func).partition(".")[0] not in OF_PYTORCH:
+            self.others([each for each, *_ in matrices], f"an operator of a library, {func}", tensors[0])
+        self.found.looked_up.update({each: None for each, *_ in matrices})
+        if isinstance(result, Tensor) and name in CHOOSES and id(tensors[0]) in self.origin:
+            self.picked[id(result)] = result, self.origin[id(tensors[0])][0], tensors[0].dim() > 2
+        elif isinstance(result, Tensor) and name in PARTS and id(tensors[0]) in self.picked:
+            self.picked[id(result)] = result, *self.picked[id(tensors[0])][1:]
 
     def _written(self, tensor):
         """What shares the memory of a tensor that something of the input was written to follows from the input from now on."""
@@ -163,10 +182,13 @@ class _Watcher(TorchFunctionMode):
         """What follows from parameters and buffers alone."""
         found = self._operands(func, args, kwargs, self.origin)
         if found is not None:
-            self.found.constant[self.origin[id(found.weight)][0]] = None
+            self.found.constant[self.origin[id(found.weight)][:2]] = found.weight.numel()
         elif func in PRODUCTS:
-            factors = [self.origin[id(tensor)][0] for tensor in tensors if id(tensor) in self.origin]
-            self.found.alone.update(dict.fromkeys(factors if len(factors) > 1 else ()))
+            factors = {self.origin[id(tensor)][:2]: tensor.numel() for tensor in tensors if id(tensor) in self.origin}
+            self.found.alone.update(factors if len(factors) > 1 else {})
+        for _, place in self._constant(func, args, kwargs):
+            self.met.add(place)
+            self.found.digital.add(place[:2])
         made = [leaf for leaf in tree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.fixed.update({id(leaf): leaf for leaf in made})
         sources = {source: None for tensor in tensors for source in self.sources.get(_place(tensor), ())}
@@ -189,24 +211,48 @@ class _Watcher(TorchFunctionMode):
         if found is not None:
             self._weighs(found, result)
             return
-        weights = [self.origin[id(tensor)][0] for tensor in tensors if id(tensor) in self.origin]
+        weights = [self.origin[id(tensor)][:2] for tensor in tensors if id(tensor) in self.origin]
         if weights and name in OTHERS:
-            self.found.others.update(dict.fromkeys(weights, OTHERS[name]))
-            if self.first:
-                x = next((tensor for tensor in tensors if id(tensor) not in self.fixed), tensors[0])
-                self.found.others_multiplications += sum(self.parameters[each].numel() for each in weights) * x.numel() // x.shape[-1]
+            self.found.digital.update(weights)
+            x = next((tensor for tensor in tensors if id(tensor) not in self.fixed), tensors[0])
+            self.others([each for each, _ in weights], OTHERS[name], x)
         elif name in BETWEEN_ACTIVATIONS:
             count = _between(name, args, tensors, result) if self.first and isinstance(result, Tensor) else 0
-            factors = _factors(name, args, kwargs, tensors)
-            known = next((self.no_matrix[id(each)] for each in factors if id(each) in self.no_matrix), None)
-            own = next((each for each in factors if isinstance(each, nn.Parameter) and id(each) not in self.fixed), None)
-            if known is None and own is not None:
-                known = "unregistered_" + "x".join(map(str, own.shape)), UNREGISTERED
+            known = next(filter(None, map(functools.partial(self._known, name), _factors(name, args, kwargs, tensors))), None)
             if known is None:
                 self.found.between += count
                 return
             (self.found.buffers if known[1] == OF_A_BUFFER else self.found.others).update([known])
             self.found.others_multiplications += count
+
+    def _constant(self, func, args, kwargs):
+        """[(product, (parameter, path, form) of its weight)] of all ways to read a product of what follows from weights and buffers."""
+        every = PRODUCTS[func](*args, **kwargs) if func in PRODUCTS and kwargs.get("out") is None else []
+        return [(each, (*self.origin[id(each.weight)][:2], each.form)) for each in every if id(each.weight) in self.origin]
+
+    def others(self, names, what, x):
+        """Products with these parameters that no crossbar does, of an input."""
+        self.found.others.update(dict.fromkeys(names, what))
+        if self.first:
+            self.found.others_multiplications += sum(self.parameters[each].numel() for each in names) * x.numel() // max(1, x.shape[-1])
+
+    def _known(self, name, factor):
+        """(whose weight a factor is, what a product with it is called), or None where it is no weight."""
+        if id(factor) in self.no_matrix:
+            return self.no_matrix[id(factor)]
+        if id(factor) in self.origin:
+            return self.origin[id(factor)][0], HELD
+        _, own, of_a_stack = self.picked.get(id(factor), (None, None, False))
+        if of_a_stack or own and (name == "linear" or name in CONVOLUTIONS):  # a row of a table may be an input as well
+            return own, CHOSEN
+        if isinstance(factor, Tensor) and torch._C._functorch.is_batchedtensor(factor):
+            while torch._C._functorch.is_batchedtensor(factor):
+                factor = torch._C._functorch.get_unwrapped(factor)
+            own = self.by_memory.get(_place(factor))
+            return own and (own, "a product with many weights at a time (torch.vmap)")
+        if isinstance(factor, nn.Parameter) and id(factor) not in self.fixed:
+            return "unregistered_" + "x".join(map(str, factor.shape)), UNREGISTERED
+        return None
 
     def _operands(self, func, args, kwargs, known):
         """The parts of a product whose weight follows from one parameter, and whose input is none of what is known."""
@@ -239,16 +285,34 @@ class _Watcher(TorchFunctionMode):
             product.gram = gram if product.gram is None else product.gram + gram
 
 
+class _Hidden(TorchDispatchMode):
+    """Products with weights that no function of PyTorch was called for, as far as Python sees."""
+
+    def __init__(self, watcher: _Watcher):
+        super().__init__()
+        self.watcher = watcher
+
+    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.watcher.inside and name_of(func) in OTHERS:
+            tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            names = [name for each in tensors if (name := self.watcher.by_memory.get(_place(each)))]
+            self.watcher.others(names, HIDDEN, tensors[0])
+        return result
+
+
 def _place(tensor):
     """Where the memory of a tensor is."""
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _factors(name, args, kwargs, tensors):
-    """What an input may be multiplied by in one of BETWEEN_ACTIVATIONS. Attention is between activations, whatever its queries are."""
+    """What an input may be multiplied by in one of BETWEEN_ACTIVATIONS. The queries of an attention may be anything."""
     if name == "linear" or name in CONVOLUTIONS:
         return [args[1] if len(args) > 1 else kwargs.get("weight")]
-    return [] if name == "scaled_dot_product_attention" else tensors[name in ADDED_TO:]
+    if name == "scaled_dot_product_attention":
+        return [args[number] if len(args) > number else kwargs.get(key) for number, key in ((1, "key"), (2, "value"))]
+    return tensors[name in ADDED_TO:]
 
 
 def _between(name, args, tensors, result):
@@ -289,9 +353,9 @@ def sampled(x: Tensor) -> Tensor:
 
 
 def _same(product, weight):
-    """Whether this is the weight that the product was seen with."""
-    if product.sources is None:
-        return weight.data_ptr() == product.weight.data_ptr() and weight.shape == product.weight.shape
+    """Whether this is the weight that the product was seen with; the values of a parameter may have moved since (`w.data = ...`)."""
+    if product.sources is None and weight.data_ptr() == product.weight.data_ptr():
+        return weight.shape == product.weight.shape
     return torch.equal(weight, product.weight)
 
 

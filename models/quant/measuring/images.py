@@ -50,16 +50,16 @@ class Inputs:
     take: Take | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return (on_device(inputs, self.network) for inputs in inputs_of(self.batches, self.network, self.take))
+        return (on_device(inputs, self.network, True) for inputs in inputs_of(self.batches, self.network, self.take))
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
-def on_device(part: Any, network: nn.Module) -> Any:
-    """Inputs or targets where the network's parameters are."""
-    where = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    return tree.tree_map_only(torch.Tensor, lambda x: x.to(where), part)
+def on_device(part: Any, network: nn.Module, own_type: bool = False) -> Any:
+    """Inputs or targets where the network's parameters are. Args: own_type, in the parameters' floating type too, as inputs are."""
+    one = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), torch.empty(0))
+    return tree.tree_map_only(torch.Tensor, lambda x: x.to(one.device, one.dtype if own_type and x.is_floating_point() else x.dtype), part)
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def passed(network: nn.Module, batches: Iterable[Any], see: Callable[[int, Any, 
     with passing or contextlib.nullcontext(), unchanged():
         for first, batch in shown:
             inputs, target = apart(batch, network, take)
-            inputs, size = on_device(inputs, network), length(inputs)
+            inputs, size = on_device(inputs, network, True), length(inputs)
             if not size:
                 raise ValueError("a batch has no examples; leave it out")
             if labels is not None:

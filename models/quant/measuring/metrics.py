@@ -285,13 +285,16 @@ def classes_last(output: Any, target: Tensor) -> Tensor:
     """Scores with their classes last, float32: of outputs `[N, C]`, of tokens `[N, T, C]`, or of pixels `[N, C, H, W]`. Where both would
     fit the targets, classes are the last.
 
-    Raises: ValueError where they do not stand beside the targets.
+    Raises: ValueError where they do not stand beside the targets, and for one class.
     """
     scores = first_tensor(output).float()
+    if scores.shape[:-1] != target.shape and scores.dim() > 2 and (scores.shape[0], *scores.shape[2:]) == target.shape:
+        scores = scores.movedim(1, -1)
     if scores.shape[:-1] == target.shape:
+        if scores.shape[-1] == 1:
+            raise ValueError(f"outputs {list(first_tensor(output).shape)} have one class, so there is nothing to choose; give a metric, "
+                             "such as one that compares the output's sign with the target")
         return scores
-    if scores.dim() > 2 and (scores.shape[0], *scores.shape[2:]) == target.shape:
-        return scores.movedim(1, -1)
     raise ValueError(f"outputs {list(scores.shape)} have targets {list(target.shape)}: a class for each of them is expected, such as [N] "
                      "beside [N, classes]")
 

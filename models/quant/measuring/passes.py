@@ -46,7 +46,7 @@ class Run(NamedTuple):
             raise ValueError("there are no examples to measure on")
         size, count = length(inputs), min(length(inputs), count)
         target = first_targets(target, size, count) if self.labels is None else self.labels[:count]
-        return on_device(first_of(inputs, count), self.network), on_device(target, self.network), count
+        return on_device(first_of(inputs, count), self.network, True), on_device(target, self.network), count
 
     def through(self, title: str, passing: contextlib.AbstractContextManager | None = None) -> Pass:
         """Let all images pass. Raises: ValueError for a metric that gives no number, or lacks targets, before they do."""

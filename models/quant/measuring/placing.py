@@ -36,6 +36,9 @@ def put(network: nn.Module, setting: Setting, cells: Stored | None = None) -> No
     for pattern, _ in setting.per_layer:
         if not any(fits(name, pattern) for name in names):
             raise ValueError(f"per_layer {pattern}: no layer on crossbars is called so; there are {', '.join(names)}")
+    if not names:
+        raise ValueError(f"crossbar_layers is {setting.crossbar_layers!r}, which is for networks of this project, and leaves no layer of "
+                         "this one on crossbars; name layers that stay digital by convert(..., skip=[...])")
     for name, layer in crossbar_layers(network):
         spec = setting.spec_of(name)
         if not _on_crossbars(layer, setting):
