@@ -7,7 +7,6 @@ A file holds the network's state, in the order of memory that its tensors have, 
 others (`structure`). It is read with `weights_only`, so that it can run no code.
 """
 
-import glob
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -17,11 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as tree
 
 from .arrays.spec import CrossbarSpec
-from .conversion import convert
-from .conversion.options import NAME
+from .conversion.installing import bound_again, facts_of
 from .conversion.report import ConversionReport
 from .layers.crossbar import crossbar_layers
 from .layers.on_arrays import ADC_BUFFERS
@@ -29,7 +26,7 @@ from .network.structure import structure
 from .storage.files import atomic_write, read_torch
 from .version import __version__
 
-FORMAT = "a network on crossbars, 1"  # raise the number where a reader of before would take it for what it is not
+FORMAT = "a network on crossbars, 2"  # raise the number where a reader of before would take it for what it is not
 UNREADABLE = OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile
 
 
@@ -57,6 +54,7 @@ def save(network: nn.Module, path: str | Path) -> None:
     content = {
         "format": FORMAT, "torchrram": __version__, "modules": _modules(network),
         "specs": {name: asdict(layer.spec) for name, layer in layers}, "report": report and report.as_dict(),
+        "layers": report and facts_of(network),
         "state": {name: value.detach().cpu().clone(memory_format=torch.preserve_format) for name, value in state.items()}}
     atomic_write(path, lambda file: torch.save(content, file))
 
@@ -71,7 +69,8 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
     content = _read(path)
     try:
         if content["report"] and not crossbar_layers(model):
-            model = _converted(model, ConversionReport(**content["report"]))
+            model = bound_again(model, content["layers"])
+            model.crossbar_report = ConversionReport(**content["report"])
         _check(model, content)
         return _filled(model, content)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
@@ -90,30 +89,6 @@ def _read(path: str | Path) -> dict[str, Any]:
     if known != FORMAT:
         raise ValueError(f"{path} holds {known!r}, and this version of torchrram reads {FORMAT!r}")
     return content
-
-
-def _converted(model: nn.Module, report: ConversionReport) -> nn.Module:
-    """The model with the layers that its conversion had, on an image that shows nothing: scales and weights come from the file."""
-    of = report.options
-    blank = tree.tree_map(_blank, of["image"], is_leaf=lambda part: isinstance(part, dict) and "dtype" in part)
-    specs = {f"{glob.escape(name)}.{NAME}": CrossbarSpec(*bits, adc_range="ideal") for name, bits in of["bits"].items()}
-    try:
-        made = convert(model, CrossbarSpec(adc_range="ideal") if specs else None, [blank], skip=of["skip"], specs=specs,
-                       inputs=of["inputs"], weight_scale="max", activations="max", correct="none", strict=False, batch_dim=of["batch_dim"],
-                       take=lambda batch: (batch, None))
-    except ValueError as error:
-        raise ValueError(f"it is of another network, and this one cannot be converted as that one was: {error}") from error
-    made.crossbar_report = report
-    return made
-
-
-def _blank(fact: Any) -> Any:
-    """A tensor of random numbers of its shape, type and span; what was no tensor is what it was."""
-    if not isinstance(fact, dict):
-        return fact
-    low, high, dtype = fact["lowest"], fact["largest"], getattr(torch, fact["dtype"].removeprefix("torch."))
-    random = torch.rand(fact["shape"], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return (low + (high - low) * random if dtype.is_floating_point else (low + (high + 1 - low) * random).floor()).to(dtype)
 
 
 def _modules(network: nn.Module) -> dict[str, dict[str, Any]]:

@@ -10,33 +10,25 @@ calibrated. What is no product with a weight (norms, activation functions, sums,
 """
 
 import contextlib
-import copy
-import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
-from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from ..arrays.spec import CrossbarSpec, check_is_spec
 from ..layers.batches import Batch, copied, first_of, first_tensor, joined, length, output_of
-from ..layers.crossbar import crossbar_layers
-from ..layers.eager import refuse_export
 from ..layers.loaders import Take
 from ..network.calibration import CORRECTION_IMAGES, calibrate, match_channels, output_moments
 from ..network.modes import without_adc
-from .attention import open_attention
-from .binding import Bound, plain
+from .binding import plain
 from .encodings import ENCODINGS
 from .gptq import gptq
 from .images import batches_of_images, said_of
-from .layer import ConvertedLayer
-from .options import NAME, fits, labels_of, names_of, scales_of, short, specs_of
-from .report import ConversionReport, facts_of
+from .installing import bind, hooked, prepared_copy
+from .options import fits, labels_of, names_of, scales_of, short, specs_of
+from .report import ConversionReport
 from .scales import METHODS, WEIGHT_METHODS
 from .tracing import Product, Trace, trace
 
@@ -87,7 +79,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
     options = dict(activations=(activations, METHODS), inputs=(inputs, ENCODINGS), rounding=(rounding, ROUNDINGS),
                    correct=(correct, CORRECTIONS))
     _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
-    net, skip = _prepared_copy(model, inplace), [skip] if isinstance(skip, str) else list(skip)
+    net, skip = prepared_copy(model, inplace), [skip] if isinstance(skip, str) else list(skip)
     batches = batches_of_images(images, net, batch_dim, take)
     with said_of(batches[0]):
         found = trace(net, batches, gram=rounding == "gptq" and spec is not None)
@@ -95,8 +87,10 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
     chosen, digital = _choose(net, found, labels, skip, strict)
     own = specs_of(found.products, chosen, labels, spec, specs or {}, first_last_bits)
     scales = scales_of(own, labels, weight_scale, activations, input_scales or {}, inputs)
-    layers = {labels[product][0]: (product, own[product], scales[product]) for product in chosen}
-    bound = _bind(net, layers, found, inputs, quantized=spec is not None)
+    of_digital = found.digital | {(product.parameter, product.path) for product in found.products if product not in chosen}
+    bound = bind(net, {labels[product][0]: (product, own[product]) for product in chosen}, found.known, of_digital, inputs)
+    for name, (layer, product) in bound.items() if spec is not None else ():
+        _fit(name, layer, product, scales[product])
     _verify(net, bound, batches[0], found.output)
     others = [product for product in found.products if product not in chosen]
     elsewhere = {*found.looked_up, *found.others, *(product.parameter for product in others)}
@@ -104,11 +98,9 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
     net.crossbar_report = ConversionReport(
         digital, found.between, _never_used(net, found), notes, length(batches[0], batch_dim),
         digital_multiplications=found.others_multiplications + sum(product.multiplications for product in others),
-        options={"skip": skip, "inputs": inputs, "batch_dim": batch_dim, **facts_of(bound, batches, batch_dim)})
+        options={"skip": skip, "inputs": inputs, "batch_dim": batch_dim})
     net.crossbar_report.measure(net, bound, batches[0], found.output, first_of(batches[0], REPORT_IMAGES, batch_dim), unrounded)
-    net.register_forward_pre_hook(refuse_export)
-    net.register_load_state_dict_post_hook(_settle)
-    return net.train(qat)
+    return hooked(net).train(qat)
 
 
 def _check(options: dict[str, tuple[Any, tuple]]) -> None:
@@ -116,43 +108,6 @@ def _check(options: dict[str, tuple[Any, tuple]]) -> None:
         if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}"
                              + (", or the scales of some layers by their names" if name == "weight_scale" else ""))
-
-
-def _prepared_copy(model, inplace):
-    """The network in evaluation mode, with plain parameters and attention whose products can be seen."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"the model is a {type(model).__name__}; a torch.nn.Module is expected")
-    model = getattr(model, "_orig_mod", model)  # under torch.compile
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("the network is compiled by torch.jit, so that its products cannot be seen; convert the one that it was made from")
-    if any(isinstance(parameter, Bound) for parameter in model.parameters()):
-        raise ValueError("this network is on crossbars already; convert the one that it was made from")
-    for module in model.modules():  # what hooks have computed, of a norm of weights or a mask, has a gradient, which cannot be copied
-        for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                setattr(module, name, value.detach())
-    net = model if inplace else copy.deepcopy(model)
-    net.eval()
-    for module in net.modules():
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-        if parametrize.is_parametrized(module):
-            _bake(module)
-    open_attention(net)
-    return net
-
-
-def _bake(module):
-    """Put what its parametrizations compute in their place. PyTorch's own removal would change the class that copies share."""
-    made = {name: (getattr(module, name).detach().clone(), each) for name, each in module.parametrizations.items()}
-    del module.parametrizations
-    module.__class__ = module.__class__.__bases__[0]
-    for name, (value, each) in made.items():
-        parameter = any(isinstance(original, nn.Parameter) for original in each.parameters(recurse=False))
-        (module.register_parameter if parameter else module.register_buffer)(name, nn.Parameter(value) if parameter else value)
 
 
 def _choose(net, found: Trace, labels, skip, strict):
@@ -224,76 +179,13 @@ def _never_used(net, found):
     return [name for name, parameter in net.named_parameters() if parameter.dim() > 1 and name not in used]
 
 
-def _bind(net, layers, found, inputs, quantized):
-    """Put the layers into the network: `{name: (layer, product)}`."""
-    parameters, bound, roots, owners = dict(net.named_parameters()), {}, {}, {}
-    for module in net.modules():
-        for key, parameter in module._parameters.items():
-            owners.setdefault(id(parameter), []).append((module, key))
-    for name, (product, spec, scales) in layers.items():
-        parameter = parameters[product.parameter]
-        if product.parameter not in roots:
-            mapped = {each for each, *_ in layers.values()}
-            digital = {path for name, path in found.digital if name == product.parameter} | {
-                other.path for other in found.products if other.parameter == product.parameter and other not in mapped}
-            root = roots[product.parameter] = Bound.of(parameter, {}, frozenset(found.known.get(product.parameter, ())), frozenset(digital),
-                                                       product.parameter)
-            for module, key in owners[id(parameter)]:
-                module._parameters[key] = root
-                module.register_load_state_dict_pre_hook(functools.partial(_forget_cells, key, root))
-                module.register_load_state_dict_post_hook(functools.partial(_bind_again, key, root))
-                module.register_state_dict_post_hook(functools.partial(_plain_again, key))
-        root = roots[product.parameter]
-        layer = ConvertedLayer(product.form, root, product.path, product.weight, product.sources, spec or CrossbarSpec(8, 8), inputs,
-                               quantized)
-        layer.to(parameter.device)
-        layer.shared = product.calls > 1
-        if quantized:
-            if not product.sample:
-                raise ValueError(f"no image reaches {name}, so its inputs are not known; give more images, or skip=[{name!r}]")
-            if not plain(layer.weight).isfinite().all():
-                raise ValueError(f"{name}: its weight holds NaN or infinite numbers; look how it was trained or loaded")
-            layer.fit(torch.cat(product.sample), product.lowest, product.largest, *scales)
-        owner, key = owners[id(parameter)][0]
-        if isinstance(owner, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-            raise ValueError(f"{product.parameter} cannot be put on crossbars: it is a parameter of a {type(owner).__name__}, "
-                             f"which should hold layers only; move it into a module of its own, or give skip=[{product.parameter!r}]")
-        place = NAME if key == "weight" and not product.path else f"{NAME}_{key}" + (f"_{len(root.layers)}" if product.path else "")
-        while hasattr(owner, place):  # a name that the network has itself
-            place += "_"
-        owner.add_module(place, layer.eval())
-        root.layers[product.path] = layer
-        bound[name] = layer, product
-    return bound
-
-
-def _forget_cells(key, root, _, state_dict, prefix, *__):
-    """Cells that were programmed, and codes in place of the weight's, hold until weights are loaded; see `OnArrays.set_cells`."""
-    if prefix + key in state_dict:  # of the network's own weights, perhaps without anything of the layers that they are bound to
-        for layer in root.layers.values():
-            layer.set_codes(None)
-            layer.set_cells(None)
-
-
-def _settle(net, _):
-    """After all of a state was loaded."""
-    for _, layer in crossbar_layers(net):
-        if isinstance(layer, ConvertedLayer):
-            layer.settle()
-
-
-def _bind_again(key, root, module, _):
-    """After a state was loaded that put other tensors in place of the parameters (`assign=True`)."""
-    loaded = module._parameters[key]
-    if loaded is not root:
-        root.data = loaded.detach()
-        module._parameters[key] = root
-
-
-def _plain_again(key, _, state_dict, prefix, *__):
-    """Let a state hold plain tensors, also of a network that uses `weight.detach()` as a weight."""
-    if prefix + key in state_dict:
-        state_dict[prefix + key] = plain(state_dict[prefix + key])
+def _fit(name, layer, product, scales):
+    """Choose the steps of a layer's quantizers."""
+    if not product.sample:
+        raise ValueError(f"no image reaches {name}, so its inputs are not known; give more images, or skip=[{name!r}]")
+    if not plain(layer.weight).isfinite().all():
+        raise ValueError(f"{name}: its weight holds NaN or infinite numbers; look how it was trained or loaded")
+    layer.fit(torch.cat(product.sample), product.lowest, product.largest, *scales)
 
 
 def _quantize(net, bound, batches, dim, rounding, correct, elsewhere):
@@ -325,7 +217,7 @@ def _round(net, bound, rounding, elsewhere):
     """
     notes, unrounded, places = [], {}, [id(parameter) for _, parameter in net.named_parameters(remove_duplicate=False)]
     for name, (layer, product) in bound.items() if rounding == "gptq" else ():
-        root = layer._root[0]
+        root = layer.root
         # Other products, and lookups, want the weight as it is.
         shared = product.parameter in elsewhere or len(root.layers) > 1 or places.count(id(root)) > 1
         if shared or product.sources is not None or product.form.kind == "transposed" or product.form.dims == 3:

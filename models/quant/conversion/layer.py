@@ -1,7 +1,9 @@
 """A layer on crossbars that stands for one product of a network of any code (`convert`)."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +53,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         self.form, self.path, self.encoding, self.quantized = form, path, encoding, quantized
         self._root = (root,)  # in a tuple: it is no parameter of this layer, nor are modules of the sources its children
         self._sources = sources
-        self._view = None if sources is not None or not path else (
+        self.view = None if sources is not None or not path else (
             tuple(weight.shape), weight.stride(), weight.storage_offset() - root.storage_offset(), root.stride())
         self.register_buffer("made", None if sources is None else weight.detach().clone())
         self.weight_quant, self.act_quant = LinearWQ(spec.w_bits), InputQuantizer(spec.a_bits)
@@ -59,6 +61,18 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         self.register_buffer("quant_offset", torch.zeros(len(self.weight), dtype=torch.float32))
         self._bias: Tensor | None = None
         self._put_on(self.fitted(spec))
+
+    @property
+    def root(self) -> Bound:
+        """The parameter."""
+        return self._root[0]
+
+    def facts(self, names: Mapping[nn.Module, str]) -> dict[str, Any]:
+        """What `installing.bound_again` makes this layer of, plain values. Args: names, of the network's modules."""
+        return {"path": self.path, "form": asdict(self.form), "view": self.view, "shared": self.shared, "contiguous": self.contiguous,
+                "made": None if self.made is None else [*self.made.shape], "encoding": self.encoding,
+                "sources": self._sources and [(names[module], key) for module, key in self._sources],
+                "bits": (self.weight_quant.wbit, self.act_quant.abit) if self.quantized else None}
 
     # -- the weight
 
@@ -68,10 +82,10 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if self.made is not None:
             return self.made
         with torch._C.DisableTorchFunctionSubclass():
-            root = plain(self._root[0].detach())
-            if self._view is None:
+            root = plain(self.root.detach())
+            if self.view is None:
                 return root
-            shape, stride, start, root_stride = self._view
+            shape, stride, start, root_stride = self.view
             if root.stride() != root_stride:  # in another order of memory the parts lie elsewhere
                 root = torch.empty_strided(root.shape, root_stride, dtype=root.dtype, device=root.device).copy_(root)
             return root.as_strided(shape, stride, root.storage_offset() + start)
@@ -108,7 +122,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if self.made is not None and self._w_codes is None:
             self.settle()
             if self._made_of != self._sources_now():
-                raise ValueError(f"the weight that is made of {self._root[0].label} is computed anew at each call, and what it is made of "
+                raise ValueError(f"the weight that is made of {self.root.label} is computed anew at each call, and what it is made of "
                                  "has changed since the last call; run the network on an input in evaluation mode first")
         return super().w_codes()
 

@@ -3,14 +3,13 @@
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as tree
 
-from ..layers.batches import Batch, called, copied, first_of, first_tensor, joined, output_of
+from ..layers.batches import Batch, called, copied, first_tensor, output_of
 from ..network.diagnostics import decibels
 from ..network.filling import filling, together
 from ..network.modes import hooked, without_adc
@@ -27,8 +26,7 @@ class ConversionReport:
         `CrossbarLayer.way`), quantization_db and hardware_db (SQNR of the layer's output against the float product of the same input,
         quantized and then also through its ADC; None where nothing is lost); same_top1 and sqnr_db, of the network's output against the
         float network's: "quantized", and "hardware", which is the same where no layer `has_adcs` (same_top1 is empty where the output has
-        one class); options, what a conversion needs to make
-        the same layers again (`saving`).
+        one class); options, of the conversion.
     """
 
     digital: dict[str, str]
@@ -115,20 +113,6 @@ class ConversionReport:
         if ways := Counter(layer["way"] for layer in self.layers if "way" in layer):
             lines.append("computed by " + ", ".join(f"{way} ({count})" for way, count in ways.most_common()))
         return lines
-
-
-def facts_of(bound: Mapping[str, tuple[nn.Module, Any]], batches: Sequence[Batch], dim: int) -> dict[str, Any]:
-    """Bits of weights and inputs of each layer that is quantized; what an image is: shape, type and span of each of its tensors."""
-    whole = joined(list(batches), dim)
-
-    def fact(x: Any, one: Any) -> Any:
-        if isinstance(x, Tensor):
-            span = {"lowest": float(x.min()), "largest": float(x.max())} if x.numel() and not x.is_complex() else {}
-            return {"shape": list(one.shape), "dtype": str(x.dtype), **span}
-        return x if isinstance(x, (bool, int, float, str)) else None
-
-    return {"bits": {name: (layer.weight_quant.wbit, layer.act_quant.abit) for name, (layer, _) in bound.items() if layer.quantized},
-            "image": tree.tree_map(fact, whole, first_of(whole, 1, dim))}
 
 
 def _db(value: float | None) -> str:
