@@ -82,6 +82,9 @@ def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: di
         check_writable(Path(actions.export).parent)
         if Path(actions.export).is_dir():
             raise UserError(f"--export {actions.export} is a folder: give the name of a file")
+        if {Path(actions.export).resolve(), Path(actions.export).with_suffix(".json").resolve()} & {
+                Path(actions.resume).resolve(), Path(actions.resume).resolve().parent / CONFIG}:
+            raise UserError(f"--export {actions.export} would replace a file of the run itself: give another name")
     log = get_logger()
     images = data.limited(data.load(settings.dataset, settings.data_path, log.info), settings.limit_test)
     trained_on = checkpoint.get("data")

@@ -53,6 +53,8 @@ def load_images(dataset: str, path: str | Path = "./data", split: str = "test", 
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; allowed are whole numbers from 1")
     found, trained_on = data.load(dataset, path), getattr(network, "trained_on", None)
     if trained_on:
         data.check_classes(found, trained_on, "this network")
@@ -67,4 +69,4 @@ def accuracy(network: nn.Module, images: torch.Tensor | Iterable[torch.Tensor], 
     """Percent of the images, a tensor or batches of them, that a network, as it stands, gives their classes."""
     images = images.to(next(network.parameters()).device) if isinstance(images, torch.Tensor) else images
     predictions = predict(network.eval(), batches_of(images, 64))
-    return 100 * (predictions == labels).sum().item() / len(labels)
+    return 100 * (predictions == torch.as_tensor(labels)).sum().item() / len(labels)

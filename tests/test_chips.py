@@ -16,6 +16,7 @@ from test_eval import scene as small_networks  # noqa: F401
 
 import eval as evaluation
 import models
+from experiment.inputs import data as datasets
 from experiment.settings import chips as chip_flags
 from experiment.measure import chip_files, keys
 from experiment.report import chip_report, report
@@ -62,6 +63,29 @@ def measured(scene, *args, **options):
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def test_part_of_the_images_has_the_noise_of_its_numbers(scene):
+    """Two blocks, of which the second says where it begins, are as one; without that it would see the noise of the first."""
+    net, images, _, calibration = scene
+    raw = torch.randint(256, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(24).long()
+    noisy = setting(adc_noise=3.0, chips=1)
+
+    def seen(first, last, number):
+        batches = datasets.Batches(raw[first:last], (0.5,) * 3, (0.25,) * 3, 8, number)
+        return measure(net, batches, labels[first:last], noisy, calibration=calibration, engine="numba").chip_predictions[0]
+
+    whole = seen(0, 24, 0)
+    assert torch.equal(torch.cat([seen(0, 10, 0), seen(10, 24, 10)]), whole)
+    assert not torch.equal(seen(10, 24, 0), whole[10:])
+    keys_of = [keys.of_images(datasets.Batches(raw, (0.5,) * 3, (0.25,) * 3, 8, number), labels) for number in (0, 10)]
+    assert keys_of[0] != keys_of[1]
+
+
+def test_chips_scatter_besides_what_their_device_has():
+    chips = Chips(device=Device("a", "b", 0.0, 100.0, sigma_percent=4.0), sigma=3.0)
+    assert chips.drawn.sigma_percent == 5 and replace(chips, sigma=0.0).drawn.sigma_percent == 4
 
 
 @pytest.mark.parametrize("spec", [{}, {"adc_range": "full"}, {"adc_range": "ideal", "adc_bits": 1}, {"cell_bits": 3}])

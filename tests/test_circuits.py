@@ -293,9 +293,11 @@ def test_the_same_drawing_on_every_engine_and_batch():
         assert not torch.equal(net(x), found["numba"])
 
 
-@pytest.mark.parametrize("columns", [1, 3, 8, 100])
-def test_columns_that_share_a_converter_have_the_same_one(columns):
-    net = network(columns_per_adc=columns, cell_bits=2)
+@pytest.mark.parametrize("lines, weights, columns", [
+    (1, "offset", 1), (3, "offset", 3), (8, "offset", 8), (100, "offset", 100), (1, "pair", 1), (8, "pair", 4)])
+def test_columns_that_share_a_converter_have_the_same_one(lines, weights, columns):
+    """`lines` bit lines to a converter; a pair of them is one column of sums."""
+    net = network(columns_per_adc=lines, weights=weights, cell_bits=2)
     calibrate(net, torch.rand(2, 40, 4, 4), correct=None)
     program(net, EXACT, 1, adc_inl=0.3, adc_dnl=0.3, adc_offset=0.5, adc_gain=0.02)
     mapped = net[0].mapped()

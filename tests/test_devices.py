@@ -126,6 +126,19 @@ def test_cells_have_sigma_percent_besides(name, bits):
     assert device.reach(bits) == pytest.approx((device.mean(g) - g[0] + 6 * sigma).max() / device.step(bits))
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_noise_that_is_the_same_for_all_levels_depends_on_none(bits):
+    for noise in (0.01, 0.45, 0.5, 7.3):
+        c_0, c_1, misfit = Device("mine", "here", 1.0, 40.0, read_noise=noise).cell_noise(bits)
+        assert c_1 == 0 and misfit < 1e-12 and c_0 == pytest.approx((noise / (39 / (2**bits - 1))) ** 2)
+
+
+@pytest.mark.parametrize("key", ["g_min", "stuck_on", "sigma_percent"])
+def test_none_is_no_number(key):
+    with pytest.raises(ValueError, match=f"^{key} is None; a number is expected"):
+        Device(**{"name": "a", "source": "b", "g_min": 0.0, "g_max": 10.0, key: None})
+
+
 def test_sigma_percent_changes_nothing_else():
     """The same cells are stuck, at their levels, and the others differ by the same normals, as many times as large."""
     level = np.tile(np.arange(4, dtype=np.uint8), 500)

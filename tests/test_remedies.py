@@ -213,7 +213,16 @@ def test_remedies_go_on_after_a_kill_and_are_there_the_second_time(evaluate):
     assert len(beside) == len(rest) + 8 and len({*beside}) == len(beside) and Path("other/remedies.json").read_text() == found
 
 
+def test_chips_that_agree_are_still_of_few_examples(evaluate):
+    evaluate(*REMEDY, "--limit", "12", "--chips", "2")
+    rows = json.loads(Path("save/remedies.json").read_text())
+    errors = [row["won_standard_error"] for row in rows if row["remedy"] and row["left_out"] is None]
+    assert errors and min(errors) >= 100 / 12 / 2**0.5 * (1 - 1e-9)
+
+
 def test_settings_within_the_bound_need_none(evaluate, capsys):
+    Path("save").mkdir(exist_ok=True)
+    Path("save/remedies.json").write_text("of an earlier command")
     evaluate("--rows", "16", "--adc_bits", "8", "--remedy", "--at_least", "accuracy=50")
     assert "1-bit cells, 8-bit ADC, calibrated, rows 16: 100.00 % keeps 50.00 %, and needs no remedy" in capsys.readouterr().out
     assert not Path("save/remedies.json").exists()
@@ -226,6 +235,7 @@ def test_settings_within_the_bound_need_none(evaluate, capsys):
     (["--remedy", "--at_least", "speed=1"], "--at_least speed=1: give NAME=VALUE with one of accuracy"),
     (["--remedy_epochs", "1"], "--remedy_epochs is for remedies: add --remedy"),
     (["--remedy_by", "area", "--remedy", "--at_least", "accuracy=90"], "--remedy_by area needs costs: add --cost"),
+    (["--remedy", "--at_least", "accuracy=90", "--remedy_epochs", "1", "--validation"], "trains with validation images of its own"),
     (["--remedy", "--at_least", "accuracy=90", "--dry_run"], "--dry_run does not go with --remedy")])
 def test_bad_input_is_one_line(flags, words, refused, trained):  # noqa: F811
     refused(["--resume", trained, *flags], words)

@@ -590,6 +590,14 @@ def test_weights_of_the_original_code(finished, tmp_path, capsys):
     assert f"test accuracy {accuracy:.2f} %" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag, name", [("--evaluate", "model_best.pth.tar"), ("--resume", "checkpoint.pth.tar")])
+def test_a_config_file_of_a_fine_tuned_run_is_of_what_came_out(flag, name, finished, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"fine_tune": "what/it/began/from", "save_path": str(finished)}))
+    path = [str(finished / name)] if flag == "--resume" else []
+    _, actions, _ = train_settings.parse(["--config", str(tmp_path / "config.json"), flag, *path])
+    assert (actions.resume, actions.fine_tune) == (str(finished / name), None)
+
+
 def test_quantize_image_uses_the_first_clipping_level(trained):
     used, unused = (load_checkpoint(trained(*flags).with_name("checkpoint.pth.tar")) for flags in (["--quantize_image"], []))
     assert used["state_dict"]["features.0.act_quant.act_alpha"] != 6
@@ -726,6 +734,8 @@ def test_the_schedule_is_applied_to_both_groups(tmp_path):
     (["--export", "file.pt"], "--export writes a trained network: add --evaluate"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "x.json"], "give the network another ending"),
     (["--about", "digits"], "--about is for the .json of --export"),
+    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "{run}/model_best.pth.tar"], "would replace a file of the run"),
+    (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "{run}/config.pt"], "would replace a file of the run itself"),
     (["--evaluate", "--resume", "{run}/model_best.pth.tar", "--export", "{file}/x.pt"], "cannot write to {file}"),
 ])
 def test_bad_input_is_one_line_before_any_work(flags, words, finished, tmp_path, monkeypatch, capsys):

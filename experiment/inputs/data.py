@@ -239,18 +239,21 @@ class Batches:
     """Images as a network takes them: batches of `normalize`d ones on the images' device, any number of times over.
 
     Args: images, uint8 [N, 3, H, W], or `Streamed`, which are read anew each time; mean, std, per channel, of full scale 1.0;
-        batch_size, images in all batches but a smaller last one.
+        batch_size, images in all batches but a smaller last one; first_image, number of the first one in the set, which the noise of
+        its reads follows.
     Attributes: count, N. `len()` is the number of batches.
     """
 
-    def __init__(self, images: torch.Tensor | Streamed, mean: Sequence[float], std: Sequence[float], batch_size: int):
-        self.images, self.mean, self.std, self.batch_size = images, mean, std, batch_size
+    def __init__(self, images: torch.Tensor | Streamed, mean: Sequence[float], std: Sequence[float], batch_size: int,
+                 first_image: int = 0):
+        self.images, self.mean, self.std, self.batch_size, self.first_image = images, mean, std, batch_size, first_image
         self.count = len(images)
 
     @property
     def content(self) -> list[Any]:
         """What tells these images from others."""
-        return [self.images.identity() if isinstance(self.images, Streamed) else self.images, list(self.mean), list(self.std)]
+        images = self.images.identity() if isinstance(self.images, Streamed) else self.images
+        return [images, list(self.mean), list(self.std), *([self.first_image] if self.first_image else [])]
 
     def first(self, count: int) -> torch.Tensor:
         """The first images as one batch."""
@@ -258,7 +261,7 @@ class Batches:
 
     def cut(self, batch_size: int) -> "Batches":
         """The same images in batches of another size."""
-        return Batches(self.images, self.mean, self.std, batch_size)
+        return Batches(self.images, self.mean, self.std, batch_size, self.first_image)
 
     def inputs(self) -> Iterator[torch.Tensor]:
         """What a network is called with."""

@@ -218,10 +218,11 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
     _check_plans(found, given)
     if found.report and not {"calibrated", "full"} & adc_ranges:
         raise UserError("--report describes frozen ranges: add --adc_range calibrated or full")
-    asked = {"device", *chips.OF_IDEAL} & {*given, *(span.flag for span in limits.spans_of(found))}
+    named = {*given, *(span.flag for span in limits.spans_of(found))}
+    asked = {"device", *chips.OF_IDEAL} & named
     with_device = any(setting.chips and setting.chips.device for setting in found.settings)
     with_device = with_device or found.specify or not found.settings and bool(asked)
-    with_noise = any(setting.without_cells for setting in found.settings) or not found.settings and "weight_noise" in given
+    with_noise = any(setting.without_cells for setting in found.settings) or not found.settings and "weight_noise" in named
     for name in (*chips.OF_RUN, "calib_on", "save_cells"):
         if name in given and not (with_device or with_noise and name in WeightNoise.__dataclass_fields__):
             raise UserError(chips.WITHOUT.format(name))
@@ -242,7 +243,8 @@ def _check(found: EvalSettings, given: Mapping[str, Any]) -> None:
 def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
     """Refuse what is for plans of ADC bits where there are none, and what they do not ask for where there is nothing else."""
     plans = set().union(*(setting.plans for setting in found.settings if setting.spec.adc_range == "calibrated"))
-    if found.limits and "calibrated" in found.hardware.get("adc_range", ["calibrated"]) and "per_layer" not in found.hardware:
+    several = (found.limits or found.search) and "per_layer" not in found.hardware
+    if several and "calibrated" in found.hardware.get("adc_range", ["calibrated"]):
         plans = {plan != "uniform" for plan in found.hardware.get("adc_plan", ["uniform"])}
     if "adc_share" in given and plans == {False}:
         raise UserError(USELESS_WITHOUT_PLAN)
@@ -281,6 +283,8 @@ def _check_remedies(found: EvalSettings, given: Mapping[str, Any]) -> None:
     others = ("search", "largest", "smallest", "specify", "planes", "shard", "adc_ranges", "dry_run")
     if name := next((name for name in others if name in given), None):
         raise UserError(f"--{name} does not go with --remedy")
+    if found.remedy_epochs and found.validation:
+        raise UserError("--remedy_epochs trains with validation images of its own: leave --validation out")
     if found.remedy_by in ("energy", "area") and not found.cost:
         raise UserError(f"--remedy_by {found.remedy_by} needs costs: add --cost, with a technology or list")
 

@@ -95,6 +95,8 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Trai
     Raises: UserError, one line.
     """
     in_file, on_line = config_file.parse_both(build_parser(about), argv)
+    if {"evaluate", "resume"} & on_line.keys():  # of the run that the file is of, not of what it began from
+        in_file.pop("fine_tune", None)
     given = in_file | on_line
     if given.get("device") == chips.LIST:
         chips.say_devices()

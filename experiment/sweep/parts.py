@@ -40,7 +40,7 @@ def part_of(bench: Bench, number: int) -> Bench:
         order = torch.randperm(ends[-1], generator=data.generator("blocks"))
         places = order[ends[number]:ends[number + 1]].sort().values
         whole = bench.shown.batches
-        batches = data.Batches(whole.images[places.to(bench.device)], whole.mean, whole.std, whole.batch_size)
+        batches = data.Batches(whole.images[places.to(bench.device)], whole.mean, whole.std, whole.batch_size, ends[number])
         found.shown = replace(bench.shown, batches=batches, labels=bench.shown.labels[places])
     found.points = Points(Path(bench.settings.save_path, FOLDER))
     found.points.images = found.shown.batches.count

@@ -49,8 +49,10 @@ class Remedies:
                 self.log.info(f"{setting}: {record.metric.said(record.accuracy)} keeps {record.metric.said(bound)}, and needs no remedy")
                 continue
             self.found.append(self._of(setting, Found(record, bound)))
+        path = self.bench.folder / "remedies"
+        for suffix in (".csv", ".json", ".png"):  # those of an earlier command are not of these settings
+            path.with_suffix(suffix).unlink(missing_ok=True)
         if self.found:
-            path = self.bench.folder / "remedies"
             write_rows(path, [row for found in self.found for row in remedy_report.rows(found)])
             remedy_report.plot(path.with_suffix(".png"), self.found, self.by, f"{self.of.resume or self.of.model}: {self.bench.looked_at}")
             self.log.info(f"remedies: {path}.csv, {path}.json, {path}.png")
@@ -98,7 +100,7 @@ class Remedies:
         sign = 1 if record.metric.higher else -1
         more = {by: figure(record.cost, column).typical - figure(found.record.cost, column).typical
                 for by, (column, _) in COSTS.items() if record.cost and found.record.cost}
-        return Tried(name, record, sign * (record.accuracy - found.record.accuracy), self._error(found.record, record), more,
+        return Tried(name, record, sign * (record.accuracy - found.record.accuracy) + 0.0, self._error(found.record, record), more,
                      reaches=self.bound.holds(record.accuracy, found.record.software_accuracy))
 
     def _error(self, before: Record, after: Record) -> float | None:
@@ -106,7 +108,8 @@ class Remedies:
         at most the root of those that changed; None for a metric that says nothing of one."""
         chips = [a - b for a, b in zip(after.chip_accuracies or (), before.chip_accuracies or ())]
         if len(chips) > 1:
-            return statistics.stdev(chips) / math.sqrt(len(chips))
+            one = 100 / after.examples if after.metric.unit == "%" else 0.0  # example: chips that agree may do so by chance
+            return max(statistics.stdev(chips), one) / math.sqrt(len(chips))
         if before.numbers is not None and after.numbers is not None:
             return self.bench.metric.chance(after.numbers, before.numbers)
         if before.predictions is None or after.predictions is None:

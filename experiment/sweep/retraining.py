@@ -37,7 +37,8 @@ def trained_bench(bench: Bench, setting: Setting, log: logging.Logger) -> Bench:
     """
     of = bench.settings
     command = flags_of(of, setting, of.remedy_epochs)
-    decides = {"network": bench.decides_all["network"], "setting": keys.of_setting(setting), "epochs": of.remedy_epochs, "recipe": RECIPE}
+    decides = {"network": bench.decides_all["network"], "setting": keys.of_setting(setting), "epochs": of.remedy_epochs, "recipe": RECIPE,
+               "dataset": of.dataset, **bench.decides_ranges}
     name = keys.key_of(decides)[:16]
     folder = Path(of.save_path, "remedies", name)
     command = [sys.executable, str(TRAIN), *command, "--go_on", "--save_path", str(folder)]

@@ -89,6 +89,8 @@ def _of_csv(text):
 
 def table_of(text: str | Path | None) -> str | None:
     """What `read` returns, of a path or of such a text itself; None stays None. Raises: ValueError of the field adc_transfer, as `read`."""
+    if not isinstance(text, (str, Path, type(None))):
+        raise ValueError(f"adc_transfer is {text!r}; the path of a table is expected")
     if text is None or re.match(r"[0-9a-f]{8} thresholds [^a-z]*\bvalues ", str(text)):
         return text
     try:

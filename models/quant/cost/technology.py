@@ -288,7 +288,7 @@ def _bits(text: str, where: str) -> tuple[int, int] | None:
     if not text:
         return None
     first, _, last = text.partition("-")
-    if not (first.isdigit() and (last or first).isdigit() and 1 <= int(first) <= int(last or first) <= MOST_ADC_BITS):
+    if not (first.isdecimal() and (last or first).isdecimal() and 1 <= int(first) <= int(last or first) <= MOST_ADC_BITS):
         raise ValueError(f"{where}: bits are {text!r}; a number such as 6 or a span such as 4-8, from 1 to {MOST_ADC_BITS}, is expected")
     return int(first), int(last or first)
 

@@ -78,7 +78,8 @@ class Device:
     def __post_init__(self) -> None:
         for key in ("g_min", "g_max", "temp", "stuck_on", "stuck_off", "sigma_us", "sigma_percent"):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating, type(None))):
+            none = value is None and key in ("temp", "sigma_us")
+            if isinstance(value, bool) or not none and not isinstance(value, (int, float, np.integer, np.floating)):
                 raise ValueError(f"{key} is {value!r}; a number is expected")
         given = {"law": self.law or Polynomial(self.name), "stuck_mask": faults.load_mask(self.stuck_mask)}
         # In one type: data may say 20 where a user says 20.0, and both are one device.

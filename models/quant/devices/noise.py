@@ -17,6 +17,8 @@ def affine(x: np.ndarray, sigma: np.ndarray, top: float) -> tuple[float, float, 
 def _line(x: np.ndarray, variance: np.ndarray, top: float) -> tuple[float, float]:
     """Where the free line falls below 0 at one end, the best line that does not is 0 there (it cannot at both: variances are not
     negative, and it passes through their mean)."""
+    if not np.ptp(variance):  # exactly: the mean of many equal numbers is rounded
+        return float(variance[0]), 0.0
     around, mean = x - x.mean(), variance.mean()
     if not around.any():  # levels that have become one
         return float(mean), 0.0

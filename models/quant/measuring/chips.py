@@ -6,6 +6,7 @@
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -104,7 +105,8 @@ class Chips(Draws, Reads):
     def drawn(self) -> Device:
         """The device with the scatter and the noise of these chips."""
         noise = {"read_noise": "device"} if self.read_noise == "device" else {}  # that which its data give
-        return replace(self.device, **noise, **({"sigma_percent": self.sigma} if self.sigma else {}))
+        scatter = math.hypot(self.device.sigma_percent, self.sigma)  # the variances of both add
+        return replace(self.device, **noise, **({"sigma_percent": scatter} if self.sigma else {}))
 
     def _key(self) -> tuple:
         values = (getattr(self.device, field.name) for field in fields(Device))

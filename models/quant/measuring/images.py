@@ -67,14 +67,15 @@ def passed(network: nn.Module, batches: Iterable[Any], see: Callable[[int, Any, 
            labels: Sequence | torch.Tensor | None = None, take: Take | None = None, reference: nn.Module | None = None,
            title: str = "", progress: bool = False, passing: contextlib.AbstractContextManager | None = None,
            processes: Processes = ALONE) -> tuple[int, float]:
-    """Let batches pass a network, and call `see(how many examples, target, output)` for each of this process's.
+    """Let batches pass a network, and call `see(how many examples, target, output)` for each of this process's. Of batches that have a
+    `first_image` that is the number of their first example, from which the noise of its reads follows; else it is 0.
 
     Args: labels, targets of all examples, which then come without any; take, see `loaders.apart`; reference, a network whose outputs are
         the targets; passing, processes, see `measure`.
     Returns: (how many examples passed in all processes, seconds in the network and in `see`, of the slowest).
     Raises: ValueError for a batch without examples, or labels that are not one for each.
     """
-    seconds, count, watched = 0.0, 0, sys.stderr.isatty()
+    seconds, count, watched, before = 0.0, 0, sys.stderr.isatty(), getattr(batches, "first_image", 0)
     mine = _own(batches, processes, lambda batch: length(apart(batch, network, take)[0]))
     shown = tqdm(mine, desc=title, unit="batch", dynamic_ncols=True, leave=False, disable=not progress,
                  total=-(-length_hint(batches) // processes.world()) or None,
@@ -94,7 +95,7 @@ def passed(network: nn.Module, batches: Iterable[Any], see: Callable[[int, Any, 
                     continue
             target = on_device(target, network) if reference is None else called(reference, inputs)
             started = time.perf_counter()
-            with image_numbers(first, size):  # noise of reads does not depend on the batches
+            with image_numbers(before + first, size):  # noise of reads does not depend on the batches
                 output = called(network, inputs)
                 see(size, target, output)
             seconds, count = seconds + time.perf_counter() - started, count + size

@@ -74,7 +74,7 @@ def program(model: nn.Module, device: Device | None, seed: int = 0, reference_ce
         read_noise: standard deviation of a cell's reads, uS, in place of the device's (`Device.read_noise`).
         adc_noise: standard deviation of a converter's noise, in levels of a cell.
         adc_offset, adc_gain: standard deviations of the converters' offsets, in levels of a cell, and of their relative gains. Each
-            converter has one draw, which stays: each physical column, or as many as share one (`columns_per_adc`).
+            converter has one draw, which stays: each physical column, or as many as share one (`columns_per_adc` bit lines; a pair is two).
         adc_inl, adc_dnl: standard deviations of the converters' INL and DNL, in steps (`arrays.circuits`).
         adc_mismatch: relative standard deviation of a unit capacitor of theirs.
         comparator_noise: standard deviation of the noise of each conversion, in steps.
@@ -314,7 +314,8 @@ def _readout(name, layer, draw, scale, off, shares, curves, both=None):
     noise = [draw.device.cell_noise(bits) for bits in layer.slice_bits]
     cell_noise = tuple((scale**2 * c0 - scale * c1 * shift, scale * c1, m) for (c0, c1, _), shift, m in zip(noise, off, shares))
     gain = offset = circuits = None
-    mapped, each = layer.mapped("ideal", cells=None), layer.spec.columns_per_adc or 1
+    mapped, lines = layer.mapped("ideal", cells=None), 2 if layer.spec.weights == "pair" else 1
+    each = max(1, (layer.spec.columns_per_adc or 1) // lines)  # outputs of a slice
     groups, _, out = mapped.w_rows.shape
     shape = groups, len(mapped.arrays), -(-out // each)
     if draw.adc_gain or draw.adc_offset:
