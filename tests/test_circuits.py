@@ -19,6 +19,7 @@ from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, Re
                           save, set_engine, set_spec)
 from models.quant.arrays import adc, transfer
 from models.quant.arrays.circuits import Circuits
+from models.quant.arrays.mapping import MappedLayer
 from models.quant.arrays.plans import _Shares
 from models.quant.arrays.spec import Geometry
 from models.quant.engines import reference
@@ -603,3 +604,11 @@ def test_tables_are_kept_with_a_network(tmp_path):
     (tmp_path / "adc.csv").unlink()
     other = load(tmp_path / "net.pt", network(adc_bits=2))
     assert torch.equal(other(x), net(x)) and transfer.table_of(other[0].spec.adc_transfer) is other[0].spec.adc_transfer
+
+
+def test_counts_of_ideal_cells_behind_a_table_stand_in_the_layers_bins():
+    spec = CrossbarSpec(4, 4, 2, 1, rows=16, adc_transfer=text_of(([-0.5, 0.5], [-1, 0, 1])))
+    layer = MappedLayer(spec, Geometry(), torch.full((4, 16, 1, 1), 6, dtype=torch.uint8), (3, 3), torch.ones(2, dtype=torch.float64),
+                        torch.zeros(2, dtype=torch.int64))
+    codes = torch.ones(1, 4, 4, 16, dtype=torch.uint8)
+    assert torch.equal(cpu.histogram(cpu.prepare(layer), codes), reference.histogram(layer, codes))

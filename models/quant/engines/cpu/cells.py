@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional as F
 
 from ...arrays.mapping import Bins, MappedLayer
-from ...kernels.simd import set_threads
 from .. import accumulator_dtype
 from .common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC, room_for_results
 from .common.histogram import room_for
@@ -74,7 +73,6 @@ class Ways:
         `next_codes` `[0, ...]`, as results are written there."""
         if self.sums_alone:
             return self.convolution(a_codes)[None]
-        set_threads()  # before anything is sized by their number
         if not scaling and (way := self.apart(a_codes)):  # `engine.scaled` has asked before
             return way.simulate(a_codes)
         return self.by_reads(a_codes, **scaling)

@@ -65,6 +65,7 @@ def prepare(layer: MappedLayer) -> _AnyPrepared:
 
 def accumulate(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
     """The layer's accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
+    set_threads()  # here and below, before anything is sized by their number
     return prepared.simulate(a_codes)
 
 
@@ -72,6 +73,7 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
            to_codes: ToCodes | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
     """`engines.scaled` without a pass over memory for it: each output pixel is scaled when its reads are added up. With
     `to_codes` (`output.ToCodes`) it becomes the codes of the next layer there: uint8 `[N, H', W', out]`."""
+    set_threads()
     if prepared.sums_alone and prepared.layer.cells is None and values == [1.0]:
         return prepared.convolution.scaled(a_codes, scale, offset, to_codes, shift)
     if way := prepared if prepared.sums_alone else prepared.apart(a_codes):
@@ -87,11 +89,13 @@ def scaled(prepared: _AnyPrepared, a_codes: torch.Tensor, values: list[float], s
 
 def way(prepared: _AnyPrepared, a_codes: torch.Tensor) -> str:
     """The name of the way that such an input goes, for people."""
+    set_threads()
     return prepared.way(a_codes)
 
 
 def histogram(prepared: _AnyPrepared, a_codes: torch.Tensor) -> torch.Tensor:
     """Counts of the read values, int64 `[digits, slices, classes, bin]`, of codes uint8 `[N, H, W, in]`; see `engines`."""
+    set_threads()
     return prepared.histogram(a_codes)
 
 
@@ -101,11 +105,6 @@ class _Prepared(cells.Ways):
     @functools.cached_property
     def reads(self):
         return _Reads(self.layer, *self.static)
-
-    @functools.cached_property
-    def counting(self):
-        """Reads whose bit planes hold whole values, not the bits of a cell side by side."""
-        return self.reads if self.reads.shape.packed == 1 else _Reads(self.layer, *self.static, side_by_side=False)
 
     @functools.cached_property
     def convolution(self):
@@ -162,12 +161,11 @@ class _Prepared(cells.Ways):
         return out if out.dtype == torch.int64 else out.view(torch.int32)
 
     def histogram(self, a_codes):
-        """Counts of the read values, int64 `[digits, slices, classes, bin]`."""
-        layer, bins = self.layer, self.layer.bins
-        if layer.largest_sum >= MOST_LEAVES or bins.shift:
+        """Counts of the read values, int64 `[digits, slices, classes, bin]`; by rows, too, where planes hold the bits of a cell side by
+        side, not whole values."""
+        layer, bins, reads = self.layer, self.layer.bins, self.reads
+        if reads.shape.packed > 1 or layer.largest_sum >= MOST_LEAVES or bins.shift:
             return self.on_grid.histogram(a_codes, bins)
-        reads = self.counting
-        set_threads()
         kinds = len(layer.spec.digit_bits), reads.shape.slices, layer.classes
         counts = np.zeros((numba.get_num_threads(), *kinds, bins.count, 8), np.int64)
         reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, u_min=bins.first)
@@ -177,9 +175,9 @@ class _Prepared(cells.Ways):
 class _Reads:
     """The bit planes of a layer's weights and the forms of its ADC; `convolution`: see `static_adc`."""
 
-    def __init__(self, layer, static, convolution, side_by_side=True):
+    def __init__(self, layer, static, convolution):
         self.layer, self.static, self.convolution = layer, static, convolution
-        self.shape, self.layout = lay_out(layer, side_by_side)
+        self.shape, self.layout = lay_out(layer)
 
     def adc(self, a_codes):
         """The ADC for these inputs, or None where 16 bits do not do."""
@@ -222,6 +220,9 @@ class _OfTable(cells.Prepared):
     def apart(self, a_codes):
         return super().apart(a_codes) if self._tables is None else _Planes(self)
 
+    def histogram(self, a_codes):
+        return super().histogram(a_codes, self._ideal.bins)
+
 
 class _Planes:
     """Those two passes. Args: prepared, an `_OfTable`."""
@@ -234,7 +235,6 @@ class _Planes:
     def simulate(self, a_codes):
         """Accumulators."""
         layer, tables, reads = self.prepared.layer, self.prepared._tables, self.prepared._reads
-        set_threads()
         low, high = (room_for_results(layer, a_codes, reads.shape.steps, torch.int32, {}) for _ in range(2))
         for adc, out in ((tables.low, low), (tables.high, high)):
             reads.run(adc, a_codes, STATIC, out=out.numpy())

@@ -63,6 +63,9 @@ class SideBySide:
     def _tried(self, a_codes):
         if self._layout is not None:
             self.simulate(a_codes, accumulator_dtype(self.layer))
+        else:  # no way at all: not to be the faster one
+            for _ in range(2):
+                self._other.by_columns(a_codes)
 
     @functools.cached_property
     def _may_run(self):
