@@ -636,6 +636,11 @@ def test_a_network_in_training_mode_stays_as_it_is():
     assert not any(isinstance(parameter, Bound) for parameter in model.parameters())
 
 
+def test_networks_that_return_classes():
+    net = Of(lambda s, x: s.layer(x).argmax(-1), layer=nn.Linear(8, 3))
+    assert torch.equal(convert(net, W8A8, seeded((64, 8)))(seeded((2, 8))), net(seeded((2, 8))))
+
+
 def test_networks_of_sixteen_bits_answer_as_far_as_they_round():
     net = nn.Sequential(*(each for _ in range(6) for each in (nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU()))).bfloat16()
     assert len(crossbar_layers(convert(net, W8A8, seeded((64, 64))))) == 6
@@ -851,7 +856,8 @@ with warnings.catch_warnings():
     (lambda x, w: torch.ops.aten.linear.default(x, w), "a use of linear that is not known"),
     (lambda x, w: torch._addmm_activation(torch.zeros(6), x, w.t()), "a product with an activation in it"),
     (lambda x, w: torch.ops.torchrram_test.product(x, w), "an operator of a library, torchrram_test.product"),
-    (lambda x, w: torch.vmap(lambda row: torch.mv(x, row))(w), "a product with many weights at a time (torch.vmap)"),
+    (lambda x, w: torch.vmap(lambda row: torch.mv(x, row))(w), "a product under torch.vmap"),
+    (lambda x, w: torch.vmap(lambda each: F.linear(each, w))(x), "a product under torch.vmap"),
     (lambda x, w: compiled_product(x, w), "a product in code that shows PyTorch no calls (torch.jit, or C++)"),
     (lambda x, w: F.scaled_dot_product_attention(x, w, w), "an attention to weights"),
     (lambda x, w: torch.stack([F.linear(x, w[row]) for row in (x[:1, :2] > 0).long()]), "a product with weights that the input chooses"),
@@ -871,7 +877,9 @@ def test_a_product_that_is_written_nowhere_else_is_one():
 
 @pytest.mark.parametrize("experts", [
     lambda x, w, chosen: torch.cat([F.linear(x[chosen == each], w[each]) for each in chosen.unique()]),
-    lambda x, w, chosen: torch.bmm(w[chosen], x[:, :, None]), lambda x, w, chosen: w.index_select(0, chosen) @ x[:, :, None],
+    lambda x, w, chosen: torch.bmm(w[chosen], x[:, :, None]), lambda x, w, chosen: torch.bmm(x[:, None], w[chosen].mT),
+    lambda x, w, chosen: torch.bmm(x[:, None], torch.swapaxes(2 * w[chosen], 1, 2)),
+    lambda x, w, chosen: w.index_select(0, chosen) @ x[:, :, None],
     lambda x, w, chosen: torch.einsum("ni,noi->no", x, w[chosen])])
 def test_experts_that_the_input_chooses_do_not_stay_digital_unsaid(experts):
     """Each example meets one of the weights. A table that is looked up in is no such product, and neither are experts that all run."""
@@ -884,6 +892,25 @@ def test_experts_that_the_input_chooses_do_not_stay_digital_unsaid(experts):
     assert convert(net, W8A8, seeded((7, 5))).crossbar_report.share == 1
     table = Of(lambda s, x: s.first(s.w[(x[:, 0] > 0).long()]) @ s.w.T, first=nn.Linear(5, 5), w=nn.Parameter(seeded((6, 5))))
     assert convert(table, W8A8, seeded((7, 5))).crossbar_report.share == 1
+
+
+@torch.library.custom_op("torchrram_test::scaled", mutates_args=())
+def library_scaled(size: torch.Tensor, w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return x * w * size
+
+
+def test_operators_of_libraries_that_scale_are_no_products():
+    scaled, gain = torch.ops.torchrram_test.scaled, nn.Parameter(seeded((1, 5)))
+    net = Of(lambda s, x: scaled(s.first(x).mean(), s.gain, x), first=nn.Linear(5, 5), gain=gain)
+    assert convert(net, W8A8, seeded((7, 5))).crossbar_report.digital == {}
+
+
+def test_keys_that_are_learned_are_skipped_by_their_name():
+    net = Of(lambda s, x: F.scaled_dot_product_attention(s.q(x), s.k(s.held), s.v(s.held)), q=nn.Linear(5, 5), k=nn.Linear(5, 5),
+             v=nn.Linear(5, 5), held=nn.Parameter(seeded((4, 5))))
+    with pytest.raises(ValueError, match="^held cannot be put on crossbars: it is an attention to weights"):
+        convert(net, W8A8, seeded((7, 5)))
+    assert convert(net, W8A8, seeded((7, 5)), skip=["held"]).crossbar_report.digital["held"] == "skipped"
 
 
 def with_own(function):
@@ -980,7 +1007,9 @@ def test_pruned_networks_keep_their_masks():
     assert torch.equal(layer.w_codes()[:, :, 0, 0] == 127, mask == 0) and int(mask.sum()) == 32
 
 
-@pytest.mark.parametrize("weight", [lambda s: s.kept[:5] @ s.w[:5], lambda s: s.w[:5] + s.kept[:5] @ s.w[:5]])
+@pytest.mark.parametrize("weight", [
+    lambda s: s.kept[:5] @ s.w[:5], lambda s: s.w[:5] + s.kept[:5] @ s.w[:5],
+    lambda s: s.w / torch.einsum("i,ij,j->", s.kept[:, 0], s.w, s.kept[0]), lambda s: s.w + 0 * torch.cdist(s.w, s.kept).sum()])
 def test_products_of_weights_alone_are_no_surprise(weight):
     net, x = with_own(lambda x, s: F.linear(x, weight(s))), seeded((7, 5))
     with warnings.catch_warnings():

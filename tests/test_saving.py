@@ -40,6 +40,7 @@ NETWORKS = {
     "trained": (Small, dict(qat=True), seeded((6, 3, 6, 6))),
     "computed weights": (Functional, {}, seeded((6, 8))),
     "tied, of words": (Tied, {}, TOKENS), "viewed": (Viewed, {}, seeded((6, 3, 6, 6))),
+    "cast": (lambda: Of(lambda s, x: (x.bfloat16() @ (2 * s.w).bfloat16()).float(), w=nn.Parameter(seeded((8, 8)))), {}, seeded((6, 8))),
     "seldom used": (lambda: Of(seldom, one=nn.Linear(8, 4), other=nn.Linear(8, 4)), {}, seeded((60, 8))),
     "masked": (lambda: Of(lambda s, x: s.layer(x[0], src_mask=x[1]), layer=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
                dict(take=lambda batch: ((batch,), None)), (seeded((6, 5, 8)), nn.Transformer.generate_square_subsequent_mask(5))),

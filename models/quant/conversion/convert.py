@@ -147,8 +147,8 @@ def _choose(net, found: Trace, labels, skip, strict):
     if not chosen:
         raise ValueError("nothing of this network can be put on crossbars: no product of an input and a weight was seen"
                          + (" that is not skipped" if digital else ""))
-    digital |= _without_inputs(net, found.constant, chosen, "a product whose input is the same for every image")
-    digital |= _without_inputs(net, found.alone, chosen, "a product of parameters alone")
+    alone = _without_inputs(net, found.alone, chosen, "a product of parameters alone")
+    digital = alone | _without_inputs(net, found.constant, chosen, "a product whose input is the same for every image") | digital
     digital |= {name: what for name, what in buffers.items() if name not in digital}
     return chosen, digital
 
@@ -244,7 +244,7 @@ def _verify(net, bound, images, wanted):
             called.clear()
             try:
                 same, failed = _same_answers(output_of(net, copied(images)), first_tensor(wanted)), None
-            except RuntimeError as error:
+            except Exception as error:  # of the network's own code
                 same, failed = False, error
             if same:
                 break
@@ -263,7 +263,8 @@ def _verify(net, bound, images, wanted):
 
 def _same_answers(y, wanted):
     """Whether they are the same within what sums in their type round."""
-    allowed = max(1e-4, (64 * torch.finfo(wanted.dtype).eps) ** 2)
+    eps = torch.finfo(wanted.dtype).eps if wanted.is_floating_point() else 0.0
+    allowed = max(1e-4, (8 * eps) ** 2)
     wanted = wanted.double()
     return y.shape == wanted.shape and bool((y.double() - wanted).square().sum() <= allowed * wanted.square().sum())
 

@@ -159,7 +159,9 @@ def bound_again(model: nn.Module, facts: Sequence[Mapping[str, Any]]) -> nn.Modu
         elif each["sources"]:
             if missing := next((module for module, _ in each["sources"] if module not in modules), None):
                 raise ValueError(f"it is of another network: here is no module {missing}")
-            weight, sources = weight.new_empty(each["made"]), tuple((modules[module], key) for module, key in each["sources"])
+            shape, dtype = each["made"]
+            weight = weight.new_empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+            sources = tuple((modules[module], key) for module, key in each["sources"])
         spec = CrossbarSpec(*each["bits"], adc_range="ideal") if each["bits"] else None
         layers[name, path] = Product(name, path, Form(**each["form"]), weight, sources, calls=1 + each["shared"]), spec
         known[name] = each["known"]

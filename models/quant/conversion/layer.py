@@ -70,7 +70,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def facts(self, names: Mapping[nn.Module, str]) -> dict[str, Any]:
         """What `installing.bound_again` makes this layer of, plain values. Args: names, of the network's modules."""
         return {"path": self.path, "form": asdict(self.form), "view": self.view, "shared": self.shared, "contiguous": self.contiguous,
-                "made": None if self.made is None else [*self.made.shape], "encoding": self.encoding,
+                "made": None if self.made is None else ([*self.made.shape], str(self.made.dtype)), "encoding": self.encoding,
                 "sources": self._sources and [(names[module], key) for module, key in self._sources],
                 "bits": (self.weight_quant.wbit, self.act_quant.abit) if self.quantized else None}
 

@@ -18,13 +18,14 @@ from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers.batches import Batch, called, copied
-from .binding import PARTS, step
+from .binding import step
 from .products import ADDED_TO, BETWEEN_ACTIVATIONS, CONVOLUTIONS, OTHERS, PRODUCTS, Form, name_of, operands
 
 SAMPLE = 2**14  # values of one call that are kept of a product's input
 UNREGISTERED = "a product with a parameter that no module of the network holds (give modules in a list to nn.ModuleList)"
 OF_A_VECTOR, OF_A_BUFFER = "a product with weights of one dimension", "a product with a buffer"
 CHOSEN, HELD = "a product with weights that the input chooses", "an attention to weights"
+UNDER_VMAP = "a product under torch.vmap"
 HIDDEN = "a product in code that shows PyTorch no calls (torch.jit, or C++)"
 OPERATORS, OF_PYTORCH = (torch._ops.OpOverload, torch._ops.OpOverloadPacket), ("aten", "prim", "prims")
 CHOOSES = ("__getitem__", "gather", "index_select", "select", "take_along_dim")
@@ -162,14 +163,15 @@ class _Watcher(TorchFunctionMode):
 
     def _looked_up(self, func, name, tensors, result):
         """What else something of the input does with a matrix."""
-        matrices = [self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin]
+        matrices = [self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin and tensor.numel() > max(tensor.shape)]
         if matrices and isinstance(func, OPERATORS) and str(func).partition(".")[0] not in OF_PYTORCH:
             self.others([each for each, *_ in matrices], f"an operator of a library, {func}", tensors[0])
         self.found.looked_up.update({each: None for each, *_ in matrices})
+        source = next((tensor for tensor in tensors if id(tensor) in self.picked), None)
         if isinstance(result, Tensor) and name in CHOOSES and id(tensors[0]) in self.origin:
             self.picked[id(result)] = result, self.origin[id(tensors[0])][0], tensors[0].dim() > 2
-        elif isinstance(result, Tensor) and name in PARTS and id(tensors[0]) in self.picked:
-            self.picked[id(result)] = result, *self.picked[id(tensors[0])][1:]
+        elif isinstance(result, Tensor) and source is not None and result.numel() == source.numel():  # turned, cast, scaled
+            self.picked[id(result)] = result, *self.picked[id(source)][1:]
 
     def _written(self, tensor):
         """What shares the memory of a tensor that something of the input was written to follows from the input from now on."""
@@ -188,7 +190,8 @@ class _Watcher(TorchFunctionMode):
             self.found.alone.update(factors if len(factors) > 1 else {})
         for _, place in self._constant(func, args, kwargs):
             self.met.add(place)
-            self.found.digital.add(place[:2])
+        if name_of(func) in OTHERS:
+            self.found.digital.update(self.origin[id(tensor)][:2] for tensor in tensors if id(tensor) in self.origin)
         made = [leaf for leaf in tree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.fixed.update({id(leaf): leaf for leaf in made})
         sources = {source: None for tensor in tensors for source in self.sources.get(_place(tensor), ())}
@@ -208,6 +211,10 @@ class _Watcher(TorchFunctionMode):
 
     def _multiply(self, func, name, args, kwargs, tensors, result):
         found = self._operands(func, args, kwargs, self.fixed)
+        if found is not None and _is_batched(found.x):  # what kernels cannot see
+            self.found.digital.add(self.origin[id(found.weight)][:2])
+            self.others([self.origin[id(found.weight)][0]], UNDER_VMAP, found.x)
+            return
         if found is not None:
             self._weighs(found, result)
             return
@@ -234,7 +241,8 @@ class _Watcher(TorchFunctionMode):
         """Products with these parameters that no crossbar does, of an input."""
         self.found.others.update(dict.fromkeys(names, what))
         if self.first:
-            self.found.others_multiplications += sum(self.parameters[each].numel() for each in names) * x.numel() // max(1, x.shape[-1])
+            inputs = x.numel() // max(1, x.shape[-1]) if x.dim() else 1
+            self.found.others_multiplications += sum(self.parameters[each].numel() for each in names) * inputs
 
     def _known(self, name, factor):
         """(whose weight a factor is, what a product with it is called), or None where it is no weight."""
@@ -245,11 +253,11 @@ class _Watcher(TorchFunctionMode):
         _, own, of_a_stack = self.picked.get(id(factor), (None, None, False))
         if of_a_stack or own and (name == "linear" or name in CONVOLUTIONS):  # a row of a table may be an input as well
             return own, CHOSEN
-        if isinstance(factor, Tensor) and torch._C._functorch.is_batchedtensor(factor):
-            while torch._C._functorch.is_batchedtensor(factor):
+        if _is_batched(factor):
+            while _is_batched(factor):
                 factor = torch._C._functorch.get_unwrapped(factor)
             own = self.by_memory.get(_place(factor))
-            return own and (own, "a product with many weights at a time (torch.vmap)")
+            return own and (own, UNDER_VMAP)
         if isinstance(factor, nn.Parameter) and id(factor) not in self.fixed:
             return "unregistered_" + "x".join(map(str, factor.shape)), UNREGISTERED
         return None
@@ -299,6 +307,11 @@ class _Hidden(TorchDispatchMode):
             names = [name for each in tensors if (name := self.watcher.by_memory.get(_place(each)))]
             self.watcher.others(names, HIDDEN, tensors[0])
         return result
+
+
+def _is_batched(tensor):
+    """Whether it stands for many, under torch.vmap."""
+    return isinstance(tensor, Tensor) and torch._C._functorch.is_batchedtensor(tensor)
 
 
 def _place(tensor):
