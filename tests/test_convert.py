@@ -399,6 +399,11 @@ def test_what_corrections_and_the_report_compare_with_is_the_float_network(round
                                         zip(again, crossbar_layers(net)))
 
 
+def test_a_weight_that_is_looked_up_as_well_is_rounded_to_nearest():
+    net = Of(lambda s, x: F.linear(x, s.w) + (x * s.w).sum(1, keepdim=True), w=nn.Parameter(seeded((1, 5))))
+    assert "rounded to nearest" in "".join(convert(net, W8A8, seeded((7, 5)), rounding="gptq").crossbar_report.notes)
+
+
 def test_bits_of_layers():
     x = seeded((4, 3, 6, 6))
     net = convert(Small(), CrossbarSpec(4, 3, adc_range="ideal"), x)

@@ -163,10 +163,11 @@ class _Watcher(TorchFunctionMode):
 
     def _looked_up(self, func, name, tensors, result):
         """What else something of the input does with a matrix."""
-        matrices = [self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin and tensor.numel() > max(tensor.shape)]
-        if matrices and isinstance(func, OPERATORS) and str(func).partition(".")[0] not in OF_PYTORCH:
-            self.others([each for each, *_ in matrices], f"an operator of a library, {func}", tensors[0])
-        self.found.looked_up.update({each: None for each, *_ in matrices})
+        matrices = {self.origin[id(tensor)][0]: tensor for tensor in tensors if id(tensor) in self.origin}
+        self.found.looked_up.update(dict.fromkeys(matrices))
+        if isinstance(func, OPERATORS) and str(func).partition(".")[0] not in OF_PYTORCH:
+            no_gains = [own for own, tensor in matrices.items() if tensor.numel() > max(tensor.shape)]
+            self.others(no_gains, f"an operator of a library, {func}", tensors[0])
         source = next((tensor for tensor in tensors if id(tensor) in self.picked), None)
         if isinstance(result, Tensor) and name in CHOOSES and id(tensors[0]) in self.origin:
             self.picked[id(result)] = result, self.origin[id(tensors[0])][0], tensors[0].dim() > 2
