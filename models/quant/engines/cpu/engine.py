@@ -107,6 +107,11 @@ class _Prepared(cells.Ways):
         return _Reads(self.layer, *self.static)
 
     @functools.cached_property
+    def counting(self):
+        """Reads whose bit planes hold whole values, not the bits of a cell side by side."""
+        return self.reads if self.reads.shape.packed == 1 else _Reads(self.layer, *self.static, side_by_side=False)
+
+    @functools.cached_property
     def convolution(self):
         return IntegerConvolution(self.layer)
 
@@ -161,11 +166,11 @@ class _Prepared(cells.Ways):
         return out if out.dtype == torch.int64 else out.view(torch.int32)
 
     def histogram(self, a_codes):
-        """Counts of the read values, int64 `[digits, slices, classes, bin]`; by rows, too, where planes hold the bits of a cell side by
-        side, not whole values."""
-        layer, bins, reads = self.layer, self.layer.bins, self.reads
-        if reads.shape.packed > 1 or layer.largest_sum >= MOST_LEAVES or bins.shift:
+        """Counts of the read values, int64 `[digits, slices, classes, bin]`."""
+        layer, bins = self.layer, self.layer.bins
+        if layer.largest_sum >= MOST_LEAVES or bins.shift:
             return self.on_grid.histogram(a_codes, bins)
+        reads = self.counting
         kinds = len(layer.spec.digit_bits), reads.shape.slices, layer.classes
         counts = np.zeros((numba.get_num_threads(), *kinds, bins.count, 8), np.int64)
         reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, u_min=bins.first)
@@ -175,9 +180,9 @@ class _Prepared(cells.Ways):
 class _Reads:
     """The bit planes of a layer's weights and the forms of its ADC; `convolution`: see `static_adc`."""
 
-    def __init__(self, layer, static, convolution):
+    def __init__(self, layer, static, convolution, side_by_side=True):
         self.layer, self.static, self.convolution = layer, static, convolution
-        self.shape, self.layout = lay_out(layer)
+        self.shape, self.layout = lay_out(layer, side_by_side)
 
     def adc(self, a_codes):
         """The ADC for these inputs, or None where 16 bits do not do."""

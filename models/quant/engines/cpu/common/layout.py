@@ -62,12 +62,12 @@ PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that bel
 RUN = 3  # fields of a run
 
 
-def lay_out(layer: MappedLayer) -> tuple[ColumnShape, ColumnLayout]:
-    """(`ColumnShape`, `ColumnLayout`) of a layer; the bits of a cell stand side by side where one block has room for them."""
+def lay_out(layer: MappedLayer, side_by_side: bool = True) -> tuple[ColumnShape, ColumnLayout]:
+    """(`ColumnShape`, `ColumnLayout`) of a layer; the bits of a cell may stand `side_by_side` where one block has room for them."""
     spec, groups = layer.spec, layer.geometry.groups
     out, slices = len(layer.w_codes) // groups, len(spec.slice_bits)
     slice_vectors = -(-out // (2 * LANES)) * 2  # vectors come in pairs, and a pair belongs to one slice
-    packed = spec.cell_bits if spec.cell_bits * slices * slice_vectors * LANES <= BLOCK else 1
+    packed = spec.cell_bits if side_by_side and spec.cell_bits * slices * slice_vectors * LANES <= BLOCK else 1
     passes = spec.cell_bits // packed
     blocks = -(-slices * slice_vectors * LANES // BLOCK)
 
