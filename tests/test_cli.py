@@ -18,12 +18,12 @@ from models import quant
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONUNBUFFERED": ""}  # a console as users have it
+IMPORTS = "import sys; sys.modules.update(numba=sys, torch=sys); from experiment.program import cli"  # without what takes seconds
 
 
 def program(body, environment=(), **options):
     """A process that runs `body`, the body of a main(), by run_main."""
-    lines = ["import sys", "from experiment.program import cli", "def main():", *("    " + line for line in body.splitlines()),
-             "cli.run_main(main)"]
+    lines = [IMPORTS, "def main():", *("    " + line for line in body.splitlines()), "cli.run_main(main)"]
     return subprocess.Popen([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, env=ENVIRONMENT | dict(environment),
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
@@ -141,14 +141,14 @@ def test_a_terminal_shows_every_line_at_once():
 
 
 def test_what_was_printed_before_stays_before():
-    code = "from experiment.program import cli; print('first'); cli.run_main(lambda: print('second'))"
+    code = f"{IMPORTS}; print('first'); cli.run_main(lambda: print('second'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("first\nsecond\n", "", 0)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_lines_come_at_once_on_any_console(unbuffered):
-    code = ("import os, sys; from experiment.program import cli; "
+    code = (f"import os; {IMPORTS}; "
             "cli.run_main(lambda: [(print(line, file=sys.stderr), os.write(2, b'second\\n')) for line in ['first']] and 0)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT | {"PYTHONUNBUFFERED": unbuffered},
                           capture_output=True, text=True)
@@ -160,7 +160,7 @@ def test_a_full_disk_is_no_closed_console():
     process = program('print("result")\nreturn 0')
     assert process.communicate(timeout=60) == (b"result\n", b"") and process.returncode == 0
     with open("/dev/full", "w") as full:
-        process = subprocess.run([sys.executable, "-c", "from experiment.program import cli; cli.run_main(lambda: print('result'))"],
+        process = subprocess.run([sys.executable, "-c", f"{IMPORTS}; cli.run_main(lambda: print('result'))"],
                                  cwd=ROOT, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE)
     assert (process.returncode, process.stderr) == (2, b"error: the disk is full\n")
 
