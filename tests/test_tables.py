@@ -2,9 +2,9 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 
 from experiment.settings import train_settings
 from experiment.inputs.checkpoint import save_checkpoint
-from experiment.program.cli import UserError
+from experiment.program.cli import UserError, run_main
 from experiment.settings.eval_settings import all_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,23 +142,25 @@ def test_a_command_that_fails_ends_the_tables(capfd):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_left_to_the_program_that_runs(number, tmp_path):
+def test_a_signal_is_left_to_the_program_that_runs(number, tmp_path, capfd):
     """Which writes what it has. Ctrl-C comes to both from the terminal, SIGTERM to the driver alone."""
     inner = (f"import pathlib, signal, sys, time; signal.signal({int(number)}, lambda *_: (time.sleep(0.6), "
              f"pathlib.Path({str(tmp_path / 'kept')!r}).touch(), sys.exit(7)));"
              f"pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)")
-    outer = (f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import tables; from experiment.program.cli import run_main;"
-             f"run_main(lambda: tables.run([sys.executable, '-c', {inner!r}]))")
-    process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def driver():
+        os.setsid()
+        run_main(lambda: tables.run([sys.executable, "-c", inner]))
+
+    process = multiprocessing.get_context("fork").Process(target=driver)  # all is imported
+    process.start()
     while not (tmp_path / "up").exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    assert process.communicate(timeout=60)[1] == "error: the command above ended with 7; started again, the tables go on from there\n"
-    assert (tmp_path / "kept").exists() and process.returncode == 2
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    process.join(60)
+    assert capfd.readouterr().err == "error: the command above ended with 7; started again, the tables go on from there\n"
+    assert (tmp_path / "kept").exists() and process.exitcode == 2
 
 
 # ---- Markdown ----------------------------------------------------------------------------------------------------------------

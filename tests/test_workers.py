@@ -24,7 +24,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do no
 
 class StandIn:
     """A worker that measures names: those with "once" in them kill the first worker that tries, those with "always" every one. Its process
-    imports nothing that takes long."""
+    imports nothing that takes long, as it would for an error of this project."""
 
     def __init__(self, settings, command, folder, threads):
         os.chdir(folder)
@@ -36,7 +36,7 @@ class StandIn:
             tried.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if name == "wrong":
-            return UserError("one line")
+            return OSError("one line")
         with open(Path(self.folder, "measured"), "a") as file:
             file.write(f"{name}\n")
         return True
@@ -53,7 +53,7 @@ def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
         assert Counter((tmp_path / "measured").read_text().splitlines()) == dict.fromkeys(names, 1)
         with pytest.raises(UserError, match="^always a: 3 workers died while measuring it, one after the other; often memory is short"):
             pool.measure([Job(0, "always a", 0)], done.append)
-        with pytest.raises(UserError, match="^one line$"):
+        with pytest.raises(OSError, match="^one line$"):
             pool.measure([Job(0, "wrong", 0)], done.append)
     assert not ray.is_initialized() and len(done) == len(names)
 
