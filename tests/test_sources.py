@@ -1,6 +1,7 @@
 """models/quant/storage/sources.py: a result's key follows from what the code does, not from how or where it is written."""
 
 import ast
+import functools
 import itertools
 import pkgutil
 import shutil
@@ -58,7 +59,9 @@ def test_every_name_of_the_code_is_a_module():
 def tree(tmp_path, monkeypatch):
     """Copies of the package, each under a name of its own and with some text in place of another: the digest of each part of the code."""
     monkeypatch.syspath_prepend(tmp_path)
-    number = itertools.count()
+    number, known, parts = itertools.count(), {}, sources._parts
+    monkeypatch.setattr(ast, "parse", functools.cache(ast.parse))  # a file that all copies have is read once
+    monkeypatch.setattr(sources, "_parts", lambda tree, own: known[tree] if tree in known else known.setdefault(tree, [*parts(tree, own)]))
 
     def made(*changes):
         name = f"a_copy_{next(number)}_of_{tmp_path.name.replace('-', '_')}"
