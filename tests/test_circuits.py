@@ -433,7 +433,7 @@ def test_numba_is_the_reference_engine(tmp_path, hardware, chip, table):
         (tmp_path / "table.json").write_text(json.dumps(dict(zip(("thresholds", "values"), table))))
         spec |= dict(adc_transfer=str(tmp_path / "table.json"))
         spec |= dict(adc_max_bits=2) if "adc_plan" in spec else dict(adc_bits=2)
-    net, x = network(20 if chip == "offsets" else 70, columns_per_adc=2, **spec), torch.rand(2, 40, 9, 8)  # 20: pixels side by side
+    net, x = network(20 if chip == "offsets" else 70, columns_per_adc=2, **spec), torch.rand(2, 40, 5, 6)  # 20: pixels side by side
     besides = {"offsets": dict(adc_offset=0.2), "all": dict(adc_inl=0.3, adc_dnl=0.3, adc_mismatch=0.02, comparator_noise=0.3,
                                                             adc_offset=0.2, adc_gain=0.02, read_noise=0.3)}
     if chip:
@@ -461,8 +461,8 @@ PLANNED = dict(adc_plan="significance", adc_bits=3, adc_max_bits=6)
 def test_trees_of_thresholds(kernel, hardware, besides, inl):
     """Of several tiles of columns, the last of them not full, with more reads than are turned at once, idle ones among them."""
     net = network(150, 128, **{"rows": 128, "cell_bits": 2, "adc_bits": 6, **hardware})
-    x = torch.rand(2, 128, 7, 8)
-    x[0, :, :4] = x[:, 60:, 5:] = 0
+    x = torch.rand(2, 128, 4, 5)
+    x[0, :, :2] = x[:, 60:, 3:] = 0
     program(net, Device.preset("ideal"), 2, adc_inl=inl, **besides)
     calibrate(net, x, correct=None)
     prepared, codes = cpu.prepare(net[0].mapped()), net[0].a_codes(x)
