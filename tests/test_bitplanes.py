@@ -1,12 +1,10 @@
 """Bit-planes of weight codes and the folder where they are kept."""
 
 import json
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from models.quant import CrossbarSpec, PlaneStore, QLinearDoreFa, compose, decom
 from models.quant.storage import bitplanes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def codes(*shape, bits=4, seed=0):
@@ -302,26 +299,17 @@ def test_files_can_be_read_by_others(store, layers):
     assert {(store.folder / name).stat().st_mode for name in listed(store)} == {plain.stat().st_mode}
 
 
-WRITERS = """
-import os, sys, torch
-from models.quant import PlaneStore
-for seed in (10, 20):
-    if not os.fork():
-        for turn in range(20):
-            g = torch.Generator().manual_seed(seed + turn % 2)
-            codes = [(f"layer{i}", torch.randint(0, 16, (64, 64, 3, 3), dtype=torch.uint8, generator=g)) for i in range(2)]
-            PlaneStore(sys.argv[1], "net", 4, 2).write(codes)
-        sys.exit()
-sys.exit(os.wait()[1] or os.wait()[1])
-"""
-
-
 def test_two_writers_at_once(tmp_path):
     """Two processes write different weights into one folder: a reader finds whole files only, and one write heals."""
-    writers = subprocess.Popen([sys.executable, "-c", WRITERS, str(tmp_path)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                               text=True, stderr=subprocess.PIPE)
+    def write(seed):
+        for turn in range(20):
+            store.write([(f"layer{i}", codes(64, 64, 3, 3, seed=seed + 2 * i + turn % 2)) for i in range(2)])
+
     store, reads = PlaneStore(tmp_path, "net", 4, 2), 0
-    while writers.poll() is None:
+    writers = [multiprocessing.get_context("fork").Process(target=write, args=(seed,)) for seed in (10, 20)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
         for index in range(2):
             if store.path(index).exists():
                 assert bitplanes.load_planes(store.path(index)).shape == (2, 64, 64, 3, 3)
@@ -329,8 +317,7 @@ def test_two_writers_at_once(tmp_path):
                 reads += 1
         manifest = store.folder / "manifest.json"
         assert not manifest.exists() or len(json.loads(manifest.read_text())) == 2
-    assert writers.returncode == 0, writers.stderr.read()
-    assert reads > 3
+    assert [writer.exitcode for writer in writers] == [0, 0] and reads > 3
     last = [("layer0", codes(64, 64, 3, 3, seed=1)), ("layer1", codes(64, 64, 3, 3, seed=2))]
     store.write(last)
     check(store, last)

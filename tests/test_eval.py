@@ -6,6 +6,7 @@ several and the ADC matters.
 
 import csv
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -32,6 +33,7 @@ from experiment.program.cli import UserError, run_main
 from models import quant, vgg
 from models.quant import decompose, engines
 from models.quant.measuring.setting import Setting
+from models.quant.storage.files import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"vgg7": ([16, "M", 24, "M", 40, "M"], 32), "vgg16": ([4, "M", "M", 4, 4, "M"], 8)}
@@ -40,6 +42,7 @@ CONFIG = {"model": "vgg7_quant", "wbit": 4, "abit": 4, "dataset": "digits", "dat
 FAST = ["--ngpu", "0", "--limit", "40", "--rows", "16"]
 CALIBRATION = ["--calib_images", "20"]
 load_digits = datasets._digits
+FORK = multiprocessing.get_context("fork")  # processes that need not import anything
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -535,17 +538,23 @@ def test_two_evaluations_in_one_folder_keep_the_ranges_of_both(run, checkpoint, 
 
 
 def test_only_one_process_at_a_time_writes_to_a_folder(tmp_path):
-    code = ("import sys, time; from models.quant.storage.files import locked\n"
-            "with locked('x'): print('in', flush=True); sys.stdin.read(); print('out', flush=True)")
-    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    first = subprocess.Popen([sys.executable, "-c", code], **options)
-    assert first.stdout.readline() == "in\n"
-    second = subprocess.Popen([sys.executable, "-c", code], **options)
-    second.stdin.close()
-    with pytest.raises(subprocess.TimeoutExpired):  # it waits, however long
-        second.wait(timeout=2)
-    first.communicate("")
-    assert second.stdout.read() == "in\nout\n" and second.wait() == 0
+    def hold(inside, leave):
+        with locked("x"):
+            inside.set()
+            leave.wait(60)
+
+    (first_in, leave), (second_in, _) = pairs = [(FORK.Event(), FORK.Event()) for _ in range(2)]
+    first, second = (FORK.Process(target=hold, args=pair) for pair in pairs)
+    first.start()
+    assert first_in.wait(60)
+    second.start()
+    assert not second_in.wait(1)  # it waits, however long
+    leave.set()
+    assert second_in.wait(60)
+    pairs[1][1].set()
+    for process in (first, second):
+        process.join(60)
+        assert process.exitcode == 0
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
@@ -834,33 +843,33 @@ def test_results_that_cannot_be_written(checkpoint, tmp_path, monkeypatch, capsy
 # ---- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def start(*flags):
+def test_triton_without_a_gpu(checkpoint):
     code = ("import models.vgg, eval; from experiment.program.cli import run_main; "
             f"models.vgg.CONFIGS.update({SMALL!r}); run_main(eval.main)")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    return subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                            # A shell's background job ignores Ctrl-C, and hands that on.
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-
-
-def test_triton_without_a_gpu(checkpoint):
-    out, err = (process := start("--resume", checkpoint, *FAST, "--engine", "triton")).communicate(timeout=60)
-    assert process.returncode == 2 and out == ""
-    assert err.startswith("error: engine triton cannot run") and err.count("\n") == 1
+    done = subprocess.run([sys.executable, "-c", code, "--resume", checkpoint, *FAST, "--engine", "triton"], capture_output=True,
+                          env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: engine triton cannot run") and done.stderr.count("\n") == 1
     assert os.listdir("save") == ["model_best.pth.tar"] and not Path("prob").exists()
 
 
-def test_ctrl_c_leaves_complete_lines(checkpoint):
-    process = start("--resume", checkpoint, "--ngpu", "0", "--engine", "reference", "--adc_range", "full", "--limit",
-                    "100", "--adc_bits", *map(str, range(1, 13)), "--cell_bits", "1", "2", "3")
+def test_ctrl_c_leaves_complete_lines(checkpoint, capfd):
+    def program():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and hands that on
+        run_main(lambda: evaluation.main(["--resume", checkpoint, "--ngpu", "0", "--engine", "reference", "--adc_range", "full", "--limit",
+                                          "40", "--adc_bits", *map(str, range(1, 13)), "--cell_bits", "1", "2", "3"]))
+
+    process = FORK.Process(target=program)
+    process.start()
     path, deadline = Path("save/results.jsonl"), time.monotonic() + 60
     while not (path.exists() and path.read_bytes().count(b"\n") >= 2):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        assert process.is_alive() and time.monotonic() < deadline, capfd.readouterr()
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 130 and err == "interrupted\n", err
+    os.kill(process.pid, signal.SIGINT)
+    process.join(100)
+    out, err = capfd.readouterr()
+    assert process.exitcode == 130 and err == "interrupted\n", err
     records = results("save")
     assert 2 <= len(records) < 37 and "accuracy %" not in out
     assert [record["adc_bits"] for record in records[:2]] == [None, 1]

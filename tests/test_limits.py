@@ -103,7 +103,7 @@ def simulated(seed, images, limit, spread, steep):
     return observe
 
 
-@pytest.mark.parametrize("images, spread, steep", [(359, 0.3, 3), (2000, 0.3, 4), (2000, 0.0, 2), (2000, 0.5, 3)])
+@pytest.mark.parametrize("images, spread, steep", [(359, 0.3, 3), (2000, 0.0, 2), (2000, 0.5, 3)])
 def test_the_share_of_wrong_intervals_is_below_its_bound(images, spread, steep):
     """Of 400 networks with limits anywhere in the span, fewer than a share of 5 % would give but for a chance of 1e-4. The intervals must
     say something, and cost an eighth of a grid at most."""

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -54,22 +55,22 @@ def quick(folder, *flags):
 
 
 def kill_inside_first_epoch(folder, *flags):
-    """Start train.py in a process of its own, with the small network, and kill it once its checkpoint stands inside the first epoch."""
-    code = ("import time, models.vgg, train; from experiment.program.cli import run_main; from experiment.train.training import Run; "
-            "save = Run.save; "
-            "Run.save = lambda self: (save(self), time.sleep(0.02)); "  # so that who watches the checkpoint sees it inside an epoch
-            f"models.vgg.CONFIGS['vgg7'] = {SMALL!r}; run_main(train.main)")
-    process = subprocess.Popen([sys.executable, "-c", code, "--save_path", str(folder), *flags], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})  # several on two cores
+    """Train in a process of its own, and kill it once its checkpoint stands inside the first epoch."""
+    def program():
+        save = Run.save
+        Run.save = lambda self: (save(self), time.sleep(0.02))  # so that who watches the checkpoint sees it inside an epoch
+        train.main(["--save_path", str(folder), *flags])
+
+    process = multiprocessing.get_context("fork").Process(target=program)
+    process.start()
     path = Path(folder, "checkpoint.pth.tar")
     deadline = time.monotonic() + 300  # far more than it takes; the machine may be busy
     while not (path.exists() and 1 <= load_checkpoint(path)["step"] <= 22):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the run never came there"
+        assert process.is_alive() and time.monotonic() < deadline, "the run never came there"
         time.sleep(0.05)
     process.kill()
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL, out + err
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
 
 
 def assert_same(a, b, where="checkpoint"):
