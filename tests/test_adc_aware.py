@@ -160,9 +160,9 @@ def test_a_network_learns_what_its_adc_leaves():
     for _, layer in crossbar_layers(twin):
         layer.set_spec(CrossbarSpec(adc_range="ideal"))
     target = twin.train()(x).detach()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     losses = []
-    for step in range(300):
+    for step in range(150):
         if step % 10 == 0:
             calibrate(net, [x])
             correct(net, x)

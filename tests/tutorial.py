@@ -12,6 +12,7 @@ import importlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for this file as a program
 
+import eval as evaluation
 from models import quant
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +35,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 VARIES = re.compile(r"(?<=^worst layer).*|(?<=^computed by).*|(?<=^plan of).*|(?<=, about).*")  # what a processor chose; times
 LEFT_OUT = "..."
+EVALUATES = re.compile(r"(?ms)(.*?)(?:^python eval\.py ((?:[^\n|&;]|\\\n)+)\n)?")  # a block that ends in eval.py: what is before, flags
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,23 @@ class Reader:
         self.names = {"__name__": "__main__"}
 
     def does(self, step: Step) -> str:
-        """Run a step; what it prints. Raises: AssertionError for a command that fails."""
+        """Run a step; what it prints: eval.py as its last line in this process, which has imported what takes it seconds. Raises:
+        AssertionError for a command that fails."""
         if step.language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(compile(step.code, "a page", "exec"), self.names)
             return printed.getvalue()
+        before, flags = EVALUATES.fullmatch(step.code).groups()
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", step.code], cwd=self.folder, env=os.environ | {"PATH": path}, text=True,
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", before], cwd=self.folder, env=os.environ | {"PATH": path}, text=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert done.returncode == 0, f"{step.code}\n{done.stdout}"
-        return done.stdout
+        if flags is None:
+            return done.stdout
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
+            print(done.stdout, end="")
+            assert evaluation.main(shlex.split(flags.replace("\\\n", " "))) == 0, f"{step.code}\n{printed.getvalue()}"
+        return printed.getvalue()
 
 
 def runs(reader: Reader) -> Iterator[tuple[Path, Step, str]]:
