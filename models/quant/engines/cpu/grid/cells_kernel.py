@@ -13,7 +13,6 @@ from collections import namedtuple
 import numba
 import numpy as np
 import torch
-from numba import literally
 
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
@@ -138,7 +137,7 @@ def _kernel(op):
 @inlined
 def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
     """Do `op` with all reads of a strip; the codes of the image and group begin at address `codes`."""
-    op, count = literally(op), strip.count
+    count = strip.count
     for t in range(shape.arrays):
         for x in range(count):
             active_rows(shape, at, source, t, strip.y + x // strip.width, x % strip.width, x)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import namedtuple
 
 import numpy as np
-from numba import literally
 
 from ....kernels.inner import inlined, inner
 from ....kernels.simd import (LANES, bit_length, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, put_uint32,
@@ -175,7 +174,6 @@ def add_curves(shape, at, k, count):
 @inner
 def add_noise(shape, at, besides, strip, t, k, op):
     """The key of the noise of each pixel's and digit's read of array t and slice k, and its deviation, to `pixel_shared`."""
-    op = literally(op)
     image, pixel = strip.start // besides.pixels + besides.first_image, strip.start % besides.pixels
     image_key = mixed(at.seed, image)
     alike = float64_at(at.noise, 3 * k + 1) == 0

@@ -10,7 +10,6 @@ from collections import namedtuple
 
 import numba
 import numpy as np
-from numba import literally
 
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
@@ -170,7 +169,6 @@ def _read(shape, at, cells, t, z):
 @inlined
 def _reads(shape, at, block, output, k, t, op):
     """Do `op` with the reads of all digits of one slice of an array."""
-    op = literally(op)
     cells = at.cells + 2 * WIDE * shape.rows * ((block * shape.outputs + output) * shape.slices + k)
     sums = (int64_at(at.step_of_slice, k) * shape.outputs + output) * WIDE
     if op == STATIC:

@@ -12,7 +12,6 @@ import logging
 import numba
 import numpy as np
 import torch
-from numba import literally
 from numba.core import event
 
 from ....kernels.cache import SOURCES
@@ -127,7 +126,6 @@ def _reads_of_pixel(shape, at, source, group, y, x, op):
 
     Returns: whether anything was added to the pixel's sums, and what its reads without a one add (DYNAMIC).
     """
-    op = literally(op)
     added, idle = at.relative == 0, 0
     for t in range(shape.arrays):
         active_rows(shape, at, source, t, y, x, 0)
@@ -173,7 +171,6 @@ def _must_be_quiet(shape, at, read):
 @inlined
 def _blocks_of_read(shape, at, read, op):
     """Do `op` with all columns of one read; returns whether anything was added to the sums."""
-    op = literally(op)
     added = False
     for block in range(shape.blocks):
         if (op == STATIC or op == BY_ONES) and not _any_converted(shape, at, read, block):
