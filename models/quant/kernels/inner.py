@@ -3,9 +3,9 @@
 `inner` and `inlined` ones are called by kernels alone: they have no ways in from Python and from C, each of which would hold all of the
 function once more; `inlined` ones are put into their callers.
 
-What a kernel does with a read, `op`, is a number that goes down through many of them, and each asks `if op == ...`. Numba types and translates
-both branches of such a question, which takes most of the time of a compilation, before LLVM leaves one out. So a number that the caller
-knows is put in the argument's place before, and the branch that is not taken goes at once.
+What a kernel does with a read, `op`, is a number that goes down through many of them, and each asks `if op == ...`. Numba would type and
+translate both branches of such a question, before LLVM leaves one out; that was half of the time of a compilation. So where the caller
+knows a number, it is put in the argument's place before, and the branch that is not taken goes at once.
 """
 
 from numba import njit, types
