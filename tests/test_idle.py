@@ -4,7 +4,6 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from test_cost import linear, random_layer
 from test_eval import FAST, checkpoint, refused, results, run, scene  # noqa: F401
 from test_models import images
-from test_plans import best_bits, stored
+from test_plans import best_bits, lengths_of_reads, stored
 from test_readout_engines import CURVE, NOISE, check, in_interpreter, on_chip  # noqa: F401
 from test_triton import layer_case, planned_case
 
@@ -21,7 +20,7 @@ from models import quant
 from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate, convert, crossbar_layers
 from models.quant.arrays import adc, plans
 from models.quant.cost import Technology, count, estimate
-from models.quant.network.counts import LENGTHS, counting
+from models.quant.network.counts import counting
 from models.quant.engines import reference
 from models.quant.measuring.measure import conversions_of, measure
 from models.quant.measuring.setting import Setting
@@ -29,16 +28,6 @@ from models.quant.measuring.setting import Setting
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLANNED = CrossbarSpec(cell_bits=2, adc_bits=2.0, rows=8, adc_plan="significance")
 SKIPS = replace(PLANNED, adc_idle="skip")
-
-
-def lengths_of_reads(layer, codes):
-    """How many reads of each digit have an n of 0, 1, ... bits, `[digits, lengths]`, one array after another."""
-    spec, found = layer.spec, np.zeros((len(layer.spec.digit_bits), LENGTHS), int)
-    for *_, on in oracle.word_lines(codes.numpy(), layer._weight4().shape[2:], spec, layer._geometry()):
-        for z, (shift, bits) in enumerate(oracle.split(spec.a_bits, spec.dac_bits)):
-            for n, times in zip(*np.unique((on >> shift & 2**bits - 1).sum(-1), return_counts=True)):
-                found[z, len(f"{n:b}") if n else 0] += times
-    return found
 
 
 def busy_reads(layer, codes):

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from test_convert import Small
 from test_eval import CROSSBARS, FAST, checkpoint, network, refused, results, run, save, scene, shown_images  # noqa: F401
 from test_models import images
-from test_plans import check_resumed, mapped, refused_later, specs_of, square_error, stored  # noqa: F401
+from test_plans import check_resumed, lengths_of_reads, mapped, refused_later, specs_of, square_error, stored  # noqa: F401
 from test_sweeps import evaluate, trained  # noqa: F401
 from test_train import FLAGS as TRAINING
 from torch.nn import functional as F
@@ -181,12 +180,11 @@ def test_classes_that_are_alike_are_a_plan_by_significance(changes, engine):
         assert torch.equal(layer(x), other(x))
 
 
-def classes_seen(layer, codes):
-    """Of each read of a layer: (digit, class of n), one array after another, by the oracle's word lines."""
-    for _, _, lines, on in oracle.word_lines(codes.numpy(), layer._weight4().shape[2:], layer.spec, layer._geometry()):
-        for z, (shift, bits) in enumerate(oracle.split(layer.spec.a_bits, layer.spec.dac_bits)):
-            for n in (on.reshape(-1, len(lines)) >> shift & 2**bits - 1).sum(1):
-                yield z, len(f"{n:b}") if n else 0
+def bits_of_reads(plan, lengths):
+    """[bits of all conversions, conversions, reads] of one column of all slices. Args: lengths, see `lengths_of_reads`."""
+    plan = plan if plan.ndim == 3 else np.stack([0 * plan, plan], 2)  # of arrays of one row
+    of_class = lengths[:, None, :plan.shape[2]]
+    return np.array([(of_class * plan).sum(), (of_class * (plan > 0)).sum(), lengths.sum() * plan.shape[1]])
 
 
 @pytest.mark.parametrize("share", ["layer", "network"])
@@ -203,11 +201,9 @@ def test_a_mean_is_that_of_all_reads(tiny, share):
             hook.remove()
     found = []
     for (_, layer), plan in zip(crossbar_layers(model), bits):
-        of_reads = [plan[z, :, j].sum().item() if plan.dim() == 3 else (j > 0) * plan[z].sum().item()
-                    for z, j in classes_seen(layer, seen[layer])]
-        found.append((sum(of_reads), len(of_reads) * plan.shape[1], len(layer.weight)))
-    spent = [(total * out, reads * out) for total, reads, out in found]
-    for total, reads in spent if share == "layer" else [np.sum(spent, axis=0)]:
+        spent, _, reads = bits_of_reads(plan.numpy(), lengths_of_reads(layer, seen[layer]))
+        found.append((spent * len(layer.weight), reads * len(layer.weight)))
+    for total, reads in found if share == "layer" else [np.sum(found, axis=0)]:
         assert 0.9 * 2.0 * reads < total <= 2.0 * reads
 
 
@@ -469,10 +465,8 @@ def spent_and_reads(net, x, codes, adc=True):
     for hook in hooks:
         hook.remove()
     for name, layer in crossbar_layers(net):
-        plan, each = layer.adc_bits_plan.numpy(), len(layer.weight) // layer.geometry.groups
-        plan = plan if plan.ndim == 3 else np.stack([0 * plan, plan], 2)  # of arrays of one row
-        reads = [plan[z, :, j] for part in codes(layer, seen[layer]) for z, j in classes_seen(layer, part)]
-        found[name] = each * np.array([np.sum(reads), np.count_nonzero(reads), len(reads) * plan.shape[1]])
+        reads = sum(lengths_of_reads(layer, part) for part in codes(layer, seen[layer]))
+        found[name] = len(layer.weight) // layer.geometry.groups * bits_of_reads(layer.adc_bits_plan.numpy(), reads)
     return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ from models.quant import (CrossbarSpec, Device, Qconv2dDoreFa, QLinearDoreFa, ca
 from models.quant.arrays import adc, plans
 from models.quant.network import calibration
 from models.quant.arrays.converter import Converter
-from models.quant.network.counts import counting
+from models.quant.network.counts import LENGTHS, counting
 from models.quant.network.expectation import shares_of_ones
 from models.quant.arrays.mapping import MappedLayer
 from models.quant.arrays.spec import Geometry
@@ -42,6 +43,16 @@ from models.quant.arrays.spec import Geometry
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAN = dict(adc_plan="significance")
 PLANNED = CrossbarSpec(cell_bits=2, adc_bits=2.5, rows=16, adc_plan="significance")
+
+
+def lengths_of_reads(layer, codes):
+    """How many reads of each digit have an n of 0, 1, ... bits, `[digits, lengths]`, one array after another."""
+    spec, found = layer.spec, np.zeros((len(layer.spec.digit_bits), LENGTHS), int)
+    for *_, on in oracle.word_lines(codes.numpy(), layer._weight4().shape[2:], spec, layer._geometry()):
+        for z, (shift, bits) in enumerate(oracle.split(spec.a_bits, spec.dac_bits)):
+            for n, times in zip(*np.unique((on >> shift & 2**bits - 1).sum(-1), return_counts=True)):
+                found[z, len(f"{n:b}") if n else 0] += times
+    return found
 
 
 # ---- how many bits each kind of read gets ----------------------------------------------------------------------------
