@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_eval import (checkpoint, load_digits, network, refused, results, run, save, scene, shown_images, start,  # noqa: F401
+from test_eval import (checkpoint, load_digits, network, refused, results, run, save, scene, shown_images,  # noqa: F401
                        without_pictures)
 
 import eval as evaluation
