@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_eval import (checkpoint, load_digits, network, refused, results, run, save, scene, shown_images,  # noqa: F401
+from test_eval import (FORK, checkpoint, load_digits, network, refused, results, run, save, scene, shown_images,  # noqa: F401
                        without_pictures)
 
 import eval as evaluation
@@ -188,13 +187,14 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(evaluate, checkpoint, 
 def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(evaluate, checkpoint):  # noqa: F811
     flags_ = ["--cell_bits", "2", "--adc_bits", "2:7", "--adc_range", "calibrated", "full"]
     _, expected = evaluate(checkpoint, "--save_path", "whole", *flags_)
-    process = start("--resume", checkpoint, *QUICK, "--calib_images", "4", *flags_)
+    process = FORK.Process(target=lambda: evaluation.main(["--resume", checkpoint, *QUICK, "--calib_images", "4", *flags_]))
+    process.start()
     deadline = time.monotonic() + 120
     while len(list(Path("save").glob("points/*.json"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     there = len(list(Path("save").glob("points/*.json")))
     measured, found = evaluate(checkpoint, *flags_)
     assert table(found) == table(expected) and len(measured) == 13 - there
