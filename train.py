@@ -103,7 +103,7 @@ def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: di
 
 def export(settings: TrainSettings, actions: Actions, checkpoint: dict, accuracy: float, images: int) -> None:
     """Write the packed network to --export, and what is known of it to a .json beside it."""
-    names = "format", "state_dict", "data", "epoch", "best_acc", "commands", "seconds", "machine"
+    names = "format", "state_dict", "data", "epoch", "best_acc", "commands", "curves", "seconds", "machine"
     kept = {name: checkpoint[name] for name in names if name in checkpoint}
     config = {name: value for name, value in settings.of_computation().items()
               if name in checkpoint["config"] or name in ("model", "w_bits", "a_bits", "wq", "quantize_image", "dataset")}
@@ -113,7 +113,8 @@ def export(settings: TrainSettings, actions: Actions, checkpoint: dict, accuracy
     facts = {
         "dataset": settings.dataset, "about": actions.about, "test_images": images, "test_accuracy": round(accuracy, 2),
         "validation_accuracy": checkpoint.get("best_acc"), "train_images": checkpoint.get("data", {}).get("train_images"),
-        "commands": checkpoint.get("commands", []), "hours": round(checkpoint.get("seconds", 0) / 3600, 2),
+        "commands": checkpoint.get("commands", []), "curves": checkpoint.get("curves", []),
+        "hours": round(checkpoint.get("seconds", 0) / 3600, 2),
         "config": config, "date": time.strftime("%Y-%m-%d"), "machine": checkpoint.get("machine", {}),
     }
     write_text(Path(actions.export).with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
@@ -186,8 +187,9 @@ def main(argv: list[str] | None = None) -> int:
     learns_from = teacher.teacher_of(settings, others, checkpoint, bool(actions.resume), num_classes, device,
                                      actions.fine_tune or actions.resume)
     run = training.Run(settings, net, images, device, log, checkpoint, learns_from)
-    run.commands.append(shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)]))
-    log.info(run.commands[-1])
+    command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    run.commands += [command] * (command not in run.commands)  # of a run that goes on it stands there
+    log.info(command)
     log.info(", ".join(f"{name} {value}" for name, value in machine.machine_info().items() if value is not None))
     log.info(", ".join(f"{name} {value}" for name, value in settings.config().items()))
     log.info(f"{len(run.train_x)} training, {len(run.val_x)} validation, {len(images.test_x)} test images; on {device}, "

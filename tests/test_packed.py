@@ -168,6 +168,7 @@ def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch
     assert facts["test_accuracy"] == accuracy and facts["test_images"] == 359 and facts["train_images"] == 180
     assert facts["about"] == "upscaled" and facts["date"] > "2026"
     assert facts["commands"] == ["python train.py " + " ".join(flags)] and facts["config"]["seed"] == 0
+    assert len(facts["curves"]) == 1 and facts["curves"][0].startswith("epoch 1/1  loss ")
     assert not {"data_path", "save_path", "log_file"} & set(facts["config"])  # where things lie on this machine
     assert facts["machine"]["torch"] == torch.__version__ and facts["hours"] >= 0 and facts["dataset"] == "digits"
 
@@ -182,13 +183,14 @@ def test_export_writes_the_network_and_what_is_known_of_it(tmp_path, monkeypatch
     # What is known goes on with the network: through a second file, and through a run that starts from the first.
     train.main(["--evaluate", "--resume", "small/net.pt", "--export", "again.pt", "--ngpu", "0"])
     again = json.loads((tmp_path / "again.json").read_text())
-    for name in ("commands", "hours", "machine", "validation_accuracy", "train_images"):
+    for name in ("commands", "curves", "hours", "machine", "validation_accuracy", "train_images"):
         assert again[name] == facts[name], name
     more = ["--fine_tune", "small/net.pt", *flags[:-1], "tuned"]
     assert train.main(more) == 0
     train.main(["--evaluate", "--save_path", "tuned", "--export", "tuned.pt", "--ngpu", "0"])
-    assert json.loads((tmp_path / "tuned.json").read_text())["commands"] == [
-        *facts["commands"], "python train.py " + " ".join(more)]
+    tuned = json.loads((tmp_path / "tuned.json").read_text())
+    assert tuned["commands"] == [*facts["commands"], "python train.py " + " ".join(more)]
+    assert tuned["curves"][:1] == facts["curves"] and len(tuned["curves"]) == 2
 
 
 def test_the_network_in_the_box_is_whole():

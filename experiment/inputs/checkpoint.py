@@ -171,7 +171,8 @@ def _is_number_or_none(value: Any) -> bool:
 _FACTS = {
     "data": ("a dict", is_dict), "epoch": ("a whole number from 0 up", is_count),
     "best_acc": ("a number or None", _is_number_or_none), "test_acc": ("a number or None", _is_number_or_none),
-    "commands": ("a list of texts", several(is_text)), "seconds": ("a number", _is_number), "machine": ("a dict", is_dict),
+    "commands": ("a list of texts", several(is_text)), "curves": ("a list of texts", several(is_text)),
+    "seconds": ("a number", _is_number), "machine": ("a dict", is_dict),
 }
 _DATA_FACTS = {
     "classes": ("a list of names", several(is_text)), "mean": ("three numbers", several(_is_number, 3)),

@@ -77,9 +77,11 @@ class Run:
     def __init__(self, settings: TrainSettings, net: nn.Module, data: Dataset, device: torch.device, log: logging.Logger,
                  history: Mapping[str, Any] | None = None, teacher: Teacher | None = None):
         self.settings, self.net, self.data, self.device, self.log, self.teacher = settings, net, data, device, log, teacher
-        # How these weights came about: the commands of this run and of those that it starts from, and their duration.
+        # How these weights came about: the commands of this run and of those that it starts from, a line for each of their epochs, and
+        # their duration.
         history = history or {}
-        self.commands, self.seconds = list(history.get("commands", [])), history.get("seconds", 0.0)
+        self.commands, self.curves = list(history.get("commands", [])), list(history.get("curves", []))
+        self.seconds = history.get("seconds", 0.0)
         self.folder = Path(settings.save_path)
         train_x, train_y = data.train_x, data.train_y
         train, val = training_split(train_y, settings.val_split, settings.seed, settings.limit_train)
@@ -113,7 +115,7 @@ class Run:
         state = {key: value for key, value in self.net.state_dict().items() if not key.endswith(unused)}
         return {"state_dict": state, "epoch": self.epoch, "best_acc": self.best_acc,
                 "config": self.settings.of_computation(), "data": self.data_facts(), "machine": machine_info(),
-                "commands": self.commands, "seconds": self.seconds + time.monotonic() - self.started}
+                "commands": self.commands, "curves": self.curves, "seconds": self.seconds + time.monotonic() - self.started}
 
     def save(self) -> None:
         """Write the checkpoint from which this run can go on, bit for bit. All processes stand where the first one, which writes it,
@@ -295,6 +297,7 @@ class Run:
             row["val_loss"], row["val_acc"] = evaluate(self.net, self.val_x, self.val_y, self.data, settings.amp,
                                                        tick=self.stop.check, teacher=self.teacher, title="validation images")
             text += f"  validation {row['val_acc']:.2f} %"
+        self.curves.append(text)
         self.bar.set_postfix(loss=f"{train_loss:.3f}", acc=f"{train_acc:.1f}%")
         self.log.info(f"{text}  lr {self.optimizer.param_groups[0]['lr']:.4g}  {self.rate:.0f} images/s")
         if distributed.is_first():
