@@ -34,10 +34,10 @@ class Tried:
     @property
     def clear(self) -> bool:
         """Whether it wins more than chance alone gives: Student's t of chips, or the normal distribution of examples."""
-        from scipy import stats
+        from scipy import special
 
         chips = len(self.record.chip_accuracies or ())
-        errors = float(stats.t.isf(UNSURE, chips - 1) if chips > 1 else stats.norm.isf(UNSURE))
+        errors = float(-special.stdtrit(chips - 1, UNSURE) if chips > 1 else -special.ndtri(UNSURE))
         return self.won > errors * (self.error or 0.0)
 
     def worth(self, by: str) -> float:
