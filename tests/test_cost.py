@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, convert, crossbar_layers, program, set_engine, set_spec
+from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate, convert, crossbar_layers, program, set_engine, set_spec
 from models.quant.arrays.plans import Plan
 from models.quant.cost import Band, Technology, adc_fit, count, counting, estimate, scaling
 from models.quant.cost.columns import columns, digit_ones
@@ -440,6 +440,16 @@ def test_levels_are_those_of_the_device(technology):
     weights = layer.w_codes().numpy()
     levels = int((weights & 3).sum() + (weights >> 2).sum())
     assert report.energy_by_component["cells"].typical == approx(4e-6 * 1e-6 * (5 * 2 * 12 + 20 * levels))
+
+
+def test_a_range_that_moves_leaves_nothing_to_take_off(technology):
+    """Behind the ADC of a digital reference, which is subtracted from each output otherwise; rows that are on are counted either way."""
+    adds = []
+    for plan in ("significance", "ones"):
+        layer, x = linear(6, 2, CrossbarSpec(w_bits=4, a_bits=2, cell_bits=2, adc_bits=2, adc_plan=plan, reference="digital"))
+        calibrate(layer, x)
+        adds.append(costs(layer, x, technology(add="1,pJ")).layers[0].events.adds)
+    assert adds[0] - adds[1] == len(x) * 2 and adds[1] == len(x) * (2 * 1 + 2)  # outputs and arrays; reads of two digits
 
 
 # ---- technologies ----------------------------------------------------------------------------------------------------------

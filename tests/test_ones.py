@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,14 +161,13 @@ def a_layer(spec, **changes):
 @pytest.mark.parametrize("engine", ["reference", "numba"])
 @pytest.mark.parametrize("changes", [{}, {"mapping": "im2col"}, {"reference": "digital"}, {"dac_bits": 2}, {"weights": "pair"}])
 def test_classes_that_are_alike_are_a_plan_by_significance(changes, engine):
-    """And class 0 alone apart is one that skips idle reads."""
-    from models.quant import set_engine
+    """And class 0 alone apart is one that skips idle reads: with a digital reference, whose range moves, those of the analog one."""
     x, rng = images(2)[:, :1].expand(2, 20, 32, 32)[..., :6, :6] - 0.5, np.random.default_rng(0)
-    other = a_layer(replace(BY_ONES, adc_plan="significance", **changes))
+    other = a_layer(replace(BY_ONES, **changes | {"adc_plan": "significance", "reference": "analog"}))
     layer = a_layer(replace(BY_ONES, **changes))
     shape = other._plan_shape
     bits, delta = rng.integers(0, 5, shape), rng.integers(20, 200, shape) / 64
-    q_min = np.zeros(shape, np.int64) if changes.get("reference") else -(2**bits // 2)
+    q_min = -(2**bits // 2)
     other.set_plan(plans.Plan(bits, delta, q_min))
     alike = [np.repeat(part[..., None], layer._plan_shape[2], 2) for part in (bits, delta, q_min)]
     with set_engine(engine), torch.no_grad():
@@ -527,6 +527,29 @@ def test_chips(changes, on):
     assert torch.equal(found["reference"], found["numba"])
     ideal = a_layer(replace(BY_ONES, adc_range="ideal", **changes))(x)
     assert 0 < (found["numba"] - ideal).square().mean() < 0.5 * ideal.square().mean()
+
+
+@pytest.mark.parametrize("on_chip", [False, True])
+def test_the_range_of_a_digital_reference_moves_with_n(on_chip):
+    """Codes stand for `P - r_k n`, on a chip less the off-current too, whose reads have no other reference: those of NumPy."""
+    x = torch.rand(4, 20, 6, 6, generator=torch.Generator().manual_seed(0)) ** 3
+    layer, analog = (a_layer(replace(BY_ONES, reference=reference)) for reference in ("digital", "analog"))
+    if on_chip:
+        program(torch.nn.Sequential(layer), NOISY, 3)
+        off = round(2 ** layer.chip.cells.fraction_bits / 10)  # 1 uS, a level being 10
+        assert torch.equal(layer.chip.cells.reference, layer.ideal_cells().reference + off)
+    for each in (layer, analog):
+        calibrate(each, x, correct=None)
+    assert all(torch.equal(*values) for values in zip(*ranges_of(torch.nn.ModuleList([layer, analog]))))  # of cells without scatter
+    assert int(layer.adc_q_min.min()) < 0  # reads lie on both sides of the range's middle
+    cells, plan = layer.cells(), [values.tolist() for values in (layer.adc_delta, layer.adc_q_min, layer.adc_bits_plan)]
+    held = cells.values.numpy(), cells.reference.numpy(), cells.fraction_bits
+    [total] = oracle.accumulate(layer.a_codes(x).numpy(), layer.w_codes().numpy(), analog.spec, layer.geometry, None, *plan, cells=held)
+    scale, offset = layer.scale_and_offset()
+    expected = torch.from_numpy(total).permute(0, 3, 1, 2) / 32 * scale.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
+    for engine in ("reference", "numba"):
+        with set_engine(engine), torch.no_grad():
+            torch.testing.assert_close(layer(x), expected.float(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("inputs", ENCODINGS)

@@ -112,7 +112,8 @@ class CrossbarSpec:
             all reads of a layer or of the network, from 0 to `adc_max_bits`, and may be a fraction.
         rows: word lines of one array that are read together, 1..1024.
         mapping: "tap" or "im2col", how kernel positions share arrays.
-        reference: "analog" or "digital", where the reference column is subtracted.
+        reference: "analog" or "digital", where the reference column is subtracted. With a plan by ones a digital one moves the ADC's
+            range (`moves_range`).
         dac_bits: bits d of one input digit, 1..a; inputs take `ceil(a / d)` reads, `A = sum_z 2^(d z) a_z`.
         adc_range: "calibrated", "full", "dynamic" or "ideal", where the ADC's range comes from.
         adc_plan: what has ADC bits and a range of its own. "uniform": nothing, all reads have `adc_bits`. "significance": each digit z
@@ -147,7 +148,7 @@ class CrossbarSpec:
         of="arrays", turn=2, note=(3, "mapping {}"))
     reference: str = choice(
         "analog", REFERENCES, "analog: the ADC sees the difference to a reference column, v = P - r_k n. digital: the ADC sees v = P, "
-        "and r_k n is subtracted behind it.", of="cells", turn=3, note=(4, "reference {}"))
+        "and r_k n is subtracted behind it; with adc_plan ones its range moves by r_k n.", of="cells", turn=3, note=(4, "reference {}"))
     dac_bits: int = count(1, "a_bits", "bits d of an input digit: A = sum_z 2^(d z) a_z.", of="inputs", turn=4,
                           note=(5, "dac_bits {}"))
     adc_range: str = choice(
@@ -216,6 +217,12 @@ class CrossbarSpec:
     def planned(self) -> bool:
         """Whether each digit and slice has an ADC precision of its own."""
         return self.adc_plan != "uniform" and self.adc_range == "calibrated"
+
+    @property
+    def moves_range(self) -> bool:
+        """Whether the range of its ADCs moves by `r_k n`: where the reference is digital and converters go by n. Their codes then stand
+        for `v = P - r_k n`, as those of an analog reference do, of one without scatter."""
+        return self.reference == "digital" and self.adc_plan == "ones"
 
     @property
     def skips_idle(self) -> bool:

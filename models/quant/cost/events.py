@@ -111,8 +111,8 @@ def events(counts: LayerCounts, layer: CrossbarLayer, width: int, columns_per_ad
     adcs, reads = -(-width // columns_per_adc), int(of_class[0].sum())  # of one digit
     in_turn = tuple(_in_turn(*each, min(out, outputs_each), adcs) for each in zip(bits, shares))
     adds = counts.pixels * counts.w_shape[0] * tall
-    if spec.reference == "digital":  # what is taken off each output, and the rows that are on, counted for each read
-        adds += counts.pixels * counts.w_shape[0] + reads * len(spec.digit_bits)
+    if spec.reference == "digital":  # the rows that are on, counted for each read, and what is taken off each output behind the ADC
+        adds += reads * len(spec.digit_bits) + counts.pixels * counts.w_shape[0] * (not spec.moves_range)
     return Events(
         arrays=arrays, rows=spec.rows, reference_lines=lines.of_reference, cells_used=rows * out * lines.of_output,
         cells_allocated=arrays * spec.rows * width, level_pulses=level_pulses, line_ones=int(counts.ones.sum()) * wide,

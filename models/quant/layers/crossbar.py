@@ -222,7 +222,7 @@ class CrossbarLayer(OnArrays):
     def binned(self, cells: Cells | None) -> Cells | None:
         """The cells in whose bins reads of these cells are counted: ideal ones (None), in whose fewer bins ranges are found sooner,
         but with a digital reference, where an off-current takes reads beyond them."""
-        return cells if self.spec.reference == "digital" else None
+        return cells if self.cell_spec.reference == "digital" else None
 
     def counter(self, device: torch.device, cells: Cells | None = None) -> Callable[[Tensor], Tensor]:
         """`f(x)` that returns the exact counts of the read values of these cells, or of ideal ones, for inputs `x`; see `engines` and

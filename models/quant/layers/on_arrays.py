@@ -52,10 +52,13 @@ class OnArrays:
 
     @property
     def cell_spec(self) -> CrossbarSpec:
-        """The hardware with the bits that cells hold: fewer than the weight's in some pairs (`pair.on_cells`)."""
+        """The hardware as reads have it: with the bits that cells hold, fewer than the weight's in some pairs (`pair.on_cells`), and with
+        an analog reference where the ADC's range moves (`CrossbarSpec.moves_range`)."""
         return self._on_cells(self.spec)
 
     def _on_cells(self, spec):
+        if spec.moves_range:
+            return replace(spec, reference="analog")
         return pair.on_cells(spec, self.weight_quant.zero_twice) if spec.weights == "pair" else spec
 
     @property

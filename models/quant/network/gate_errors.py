@@ -39,7 +39,8 @@ def gate_errors(model: nn.Module, images: Tensor, device: Device, straight: Mapp
 
 def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: Cells, wire_ohm: float,
               both: Tensor | None) -> tuple[float, float]:
-    mapped, referred = layer.mapped("ideal"), both is None and layer.spec.reference == "analog"
+    mapped = layer.mapped("ideal")
+    referred, digital = both is None and mapped.spec.reference == "analog", layer.spec.reference == "digital"
     rows, scale = input_rows(mapped, a_codes)[0].cpu(), 2**straight.fraction_bits
     drawn = np.random.Generator(np.random.PCG64(0))  # the same reads each time
     pixels = np.sort(drawn.permutation(len(rows))[:PIXELS])
@@ -49,7 +50,7 @@ def _of_layer(layer: CrossbarLayer, a_codes: Tensor, device: Device, straight: C
         g_min, step, curve = device.levels(bits)[0], device.step(bits), layer.chip.readout.curve[k]
         values, reference = (part[k, 0].cpu().double() for part in (layer.chip.cells.values, layer.chip.cells.reference))
         held, held_reference = (part[k, 0].cpu().double() for part in (straight.values, straight.reference))
-        off = round(scale * g_min / step) if not referred and both is None else 0.0  # what values have of the off-current
+        off = round(scale * g_min / step) if digital else 0.0  # what values have of the off-current
         for start, stop in arrays:
             seen = np.s_[start:stop, :COLUMNS]
             line, plus = reference[start:stop, None] if referred else None, held[seen]
