@@ -28,7 +28,7 @@ CHIPS = {"a chip": {}, "with read noise": {"read_noise": 0.3}, "with noise of th
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resume", default=str(Path(__file__).parents[1] / "pretrained" / "resnet20_w4a4_cifar10.pt"),
+    parser.add_argument("--resume", default=str(Path(__file__).parents[1] / "pretrained" / "resnet20_w4a4_full_cifar10.pt"),
                         help="checkpoint of a network of `models`")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=15, help="timed passes after one warm-up; the median counts")
