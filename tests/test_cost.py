@@ -442,6 +442,27 @@ def test_levels_are_those_of_the_device(technology):
     assert report.energy_by_component["cells"].typical == approx(4e-6 * 1e-6 * (5 * 2 * 12 + 20 * levels))
 
 
+def test_a_buffer_holds_the_largest_input_of_a_call(technology):
+    """A layer that is called three times, for inputs of other sizes, has one buffer; batches and images do not make it larger."""
+    spec = CrossbarSpec(w_bits=4, a_bits=3, adc_range="full")
+    layer = Qconv2dDoreFa(4, 4, 3, padding=1, spec=spec, alpha_init=1.0).eval()
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(self.layer(x[..., :3, :3])) + self.layer(x)[..., :3, :3]
+
+    network, x = Twice(), torch.rand(5, 4, 6, 7)
+    with counting(network) as counts:
+        network(x[:2])
+        network(x[2:])
+    report = estimate(counts, network, technology(buffer_area="2,um2", cell_area="0,F2"))
+    assert report.area == approx([2e-12 * 4 * 6 * 7 * 3] * 3)
+
+
 def test_a_range_that_moves_leaves_nothing_to_take_off(technology):
     """Behind the ADC of a digital reference, which is subtracted from each output otherwise; rows that are on are counted either way."""
     adds = []

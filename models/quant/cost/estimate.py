@@ -251,7 +251,7 @@ class _Ends:
             "row_on": done.line_ones, "row_bit": done.line_bits, "column_bit": done.column_bits, "column_pulse": done.column_pulses,
             "array_bit": done.array_bits, "shift_add": done.shift_adds, "add": done.adds, "count": done.counts_ones * done.line_bits,
             "count_area": done.counts_ones * arrays * done.rows, "buffer": done.buffer_bits, "leakage": arrays, "shift_add_area": adcs,
-            "row_area": arrays * done.rows, "buffer_area": done.input_bits / self.images}[component]
+            "row_area": arrays * done.rows, "buffer_area": done.input_bits}[component]
         return lambda source: uses * source.at(component, node)
 
 

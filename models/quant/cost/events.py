@@ -34,7 +34,7 @@ class Events:
         conversions_in_turn: for each digit `{bits: how many}` that one converter makes for an output pixel, one after another; the mean
             over its reads.
         multiplications: products of a weight and an input.
-        input_bits: of all codes of the layer's input.
+        input_bits: of the codes of the layer's input, of an image, in the call that has most of them.
         counts_ones: whether each array counts the ones on its word lines, on which its conversions depend.
     """
 
@@ -59,7 +59,7 @@ class Events:
     pulses: tuple[int, ...]
     conversions_in_turn: tuple[dict[int, float], ...]
     multiplications: int
-    input_bits: int
+    input_bits: float
     counts_ones: bool = False  # not in what was stored before there was the choice
 
     @property

@@ -39,7 +39,8 @@ class LayerCounts:
     Attributes:
         w_shape: `[out, in / groups, kh, kw]`. groups: of the convolution.
         pixels: output pixels, once for each pass that a layer needs (signed inputs in phases take two).
-        outputs: output pixels, once. inputs: numbers that came in, once. multiplications: products of one of them and a weight.
+        outputs: output pixels, once. inputs: numbers that come in for an image, in the call that has most of them.
+        multiplications: products of a number that came in and a weight.
         ones: int64 `[a_bits, groups, rows]`, rows in (tap, channel) order, as above.
         reads: for each layout, int64 `[digits, LENGTHS]`: how many reads of each digit have an n of 0, 1, ... bits.
     """
@@ -48,7 +49,7 @@ class LayerCounts:
     groups: int
     pixels: int
     outputs: int
-    inputs: int
+    inputs: float
     multiplications: int
     ones: np.ndarray
     reads: dict[Layout, np.ndarray]
@@ -88,7 +89,7 @@ class Counts:
 def _both(a: LayerCounts, b: LayerCounts) -> LayerCounts:
     """Counts of a layer on two sets of images."""
     reads = {layout: found + b.reads[layout] for layout, found in a.reads.items()}
-    return LayerCounts(a.w_shape, a.groups, a.pixels + b.pixels, a.outputs + b.outputs, a.inputs + b.inputs,
+    return LayerCounts(a.w_shape, a.groups, a.pixels + b.pixels, a.outputs + b.outputs, max(a.inputs, b.inputs),
                        a.multiplications + b.multiplications, a.ones + b.ones, reads)
 
 
@@ -107,7 +108,10 @@ def counting(network: nn.Module, layouts: Iterable[Layout | tuple[str, int]] | N
     counts, watches = Counts(), {name: _Watch(layer, layouts) for name, layer in layers}
 
     def see_images(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        counts.images += batches.length((args, kwargs), batch_dim)
+        at_once = batches.length((args, kwargs), batch_dim)
+        counts.images += at_once
+        for watch in watches.values():
+            watch.images = at_once
 
     hook = network.register_forward_pre_hook(see_images, with_kwargs=True)
     try:
@@ -139,6 +143,7 @@ class _Watch:
         self.reads = {layout: np.zeros((len(digits), LENGTHS), np.int64) for layout, digits in self.digits.items()}
         self.places: dict[tuple[int, ...], Ones] = {}  # by the input's size [H, W, in]
         self.pixels = self.outputs = self.inputs = self.multiplications = 0
+        self.images = 0  # of the batch under way
 
     def see(self, codes: Tensor, again: bool = False, inputs: int | None = None, multiplications: int | None = None) -> None:
         """Args: codes, uint8 `[N, H, W, in]`; again, they are another pass of inputs that were seen; inputs, multiplications: how many
@@ -155,7 +160,7 @@ class _Watch:
         self.pixels += outputs
         if not again:
             self.outputs += outputs
-            self.inputs += codes.numel() if inputs is None else inputs
+            self.inputs = max(self.inputs, (codes.numel() if inputs is None else inputs) / (self.images or images))
             self.multiplications += outputs * math.prod(self.w_shape) if multiplications is None else multiplications
         if codes.shape[1:] not in self.places:
             self.places[codes.shape[1:]] = Ones(height * width, channels, self.a_bits, self.cuts)
