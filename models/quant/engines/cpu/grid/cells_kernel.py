@@ -35,7 +35,8 @@ from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, narrow_codes_of_digits
 from .cells_layout import Besides, CellLayout, CellShape
 from .cells_reads import (COMPARED, COMPARED_SHORT, COMPARED_TREES, COMPARED_WIDE_TREES, NARROW, PLAIN, SHARED, SHORT, Place, add_curves,
-                          add_inputs, add_noise, add_references, add_squares, adds_nothing, kind_of, moved, read, sums_of_cells)
+                          add_inputs, add_noise, add_references, add_squares, adds_nothing, kind_of, moved, number_reads, read,
+                          sums_of_cells)
 from .cells_rows import add_rows, add_squared_rows
 from .cells_thresholds import Compared
 from .cells_trees import BLOCK, add_reads, convert_rest
@@ -59,6 +60,7 @@ Target = namedtuple("Target", "out wide values scale offset next_codes extremes 
 # pixel_reference                 int32 `[slice, read]`, a read being a pixel and digit: sums of the reference cells of one array
 # pixel_inputs                    int32 `[read]`: n, the sum of the digits of one array
 # pixel_shared                    `[field, read]`, `cells_reads.SHARED` numbers of each, of one array and slice
+# read_keys                       64 bits `[2, read]`: key of the image, and number of the first read
 # reads                           of one strip up to whole vectors: from one slice or field of those to the next
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and perhaps B
@@ -75,12 +77,12 @@ CellAddresses = namedtuple("CellAddresses", """
     singles doubles divide low constant narrow worth parts n_parts short idle kinds thresholds worths rises spans
     exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     extremes counts first_bin bin_shift bins
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared reads drive
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared read_keys reads drive
     codes_row panel sums acc exact_acc step total row_of_reads levels tree_values run_of scales waiting read_scale
     read_sums read_rows read_columns""")
 
 Buffers = namedtuple("Buffers", """
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared drive
+    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared read_keys drive
     codes_row panel sums acc exact_acc step total row_of_reads waiting read_scale read_sums turned""")
 
 
@@ -138,6 +140,8 @@ def _kernel(op):
 def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
     """Do `op` with all reads of a strip; the codes of the image and group begin at address `codes`."""
     count = strip.count
+    if at.noisy:
+        number_reads(shape, at, besides, strip)
     for t in range(shape.arrays):
         for x in range(count):
             active_rows(shape, at, source, t, strip.y + x // strip.width, x % strip.width, x)
@@ -156,7 +160,7 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
             if at.curved:
                 add_curves(shape, at, k, count)
             if at.noisy:
-                add_noise(shape, at, besides, strip, t, k, op)
+                add_noise(shape, at, count, t, k, op)
             for tile in range(shape.tiles):
                 words = int64_at(at.array_base, array) + (k * shape.tiles + tile) * int64_at(at.tile_stride, t)
                 for first in range(0, count, shape.turn):
@@ -333,6 +337,7 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
         pixel_reference=np.zeros(reads * shape.reference_slices * (1 + shape.squared), np.int32), pixel_inputs=np.zeros(reads, np.int32),
         pixel_squares=np.empty(width * shape.digits, np.int64), pixel_shared=np.empty(reads * SHARED, np.float32),
+        read_keys=np.zeros(2 * reads, np.int64),
         drive=np.zeros(shape.reference_rows + 1, np.int64),
         codes_row=np.empty(shape.panel_row, np.uint8),
         panel=aligned((width * shape.digits + TILE_ROWS) * 2 * shape.panel_row, np.empty(0, np.uint8)),
@@ -387,6 +392,7 @@ def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes
         pixel_reference=buffers.pixel_reference.ctypes.data, pixel_inputs=buffers.pixel_inputs.ctypes.data,
         reads=buffers.pixel_inputs.size,
         pixel_squares=buffers.pixel_squares.ctypes.data, pixel_shared=buffers.pixel_shared.ctypes.data,
+        read_keys=buffers.read_keys.ctypes.data,
         drive=buffers.drive.ctypes.data, codes_row=buffers.codes_row.ctypes.data, panel=buffers.panel.ctypes.data,
         sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
         exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,

@@ -7,14 +7,13 @@ from collections import namedtuple
 import numpy as np
 
 from ....kernels.inner import inlined, inner
-from ....kernels.simd import (LANES, bit_length, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, put_uint32,
-                              uint32_at)
+from ....kernels.simd import (LANES, bit_length, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, uint32_at)
 from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES
 from ..common.rows import drive
 from ..vectors.amx import TILE_ROWS
 from ..vectors.wide import UNROLL, WIDE, added_quads, full_quad, load_ints, put_quad, with_quad
-from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, lifted, mixed, moved_high,
-                                  moved_by, put_currents, put_curves, with_noise, with_noise_of_levels)
+from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, lifted, mixed, moved_by,
+                                  put_currents, put_curves, put_keys, with_noise, with_noise_of_levels)
 from .cells_forms import FACTOR, FORM
 
 # Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it; by `cells_narrow`, with what
@@ -172,29 +171,40 @@ def add_curves(shape, at, k, count):
 
 
 @inner
-def add_noise(shape, at, besides, strip, t, k, op):
-    """The key of the noise of each pixel's and digit's read of array t and slice k, and its deviation, to `pixel_shared`."""
+def number_reads(shape, at, besides, strip):
+    """What the noise of each pixel's and digit's reads follows from, to `read_keys`: the key of the image, and the number of the first of
+    these reads, of array 0 and slice 0."""
     image, pixel = strip.start // besides.pixels + besides.first_image, strip.start % besides.pixels
     image_key = mixed(at.seed, image)
-    alike = float64_at(at.noise, 3 * k + 1) == 0
     for x in range(strip.count):
         if pixel == besides.pixels:
             image, pixel = image + 1, 0
             image_key = mixed(at.seed, image)
         for z in range(shape.digits):
+            read = x * shape.digits + z
+            put_int64(at.read_keys, read, np.int64(image_key))
+            put_int64(at.read_keys, at.reads + read, (pixel * shape.arrays * shape.digits + z) * shape.slices)
+        pixel += 1
+
+
+@inner
+def add_noise(shape, at, count, t, k, op):
+    """The key of the noise of each pixel's and digit's read of array t and slice k, and its deviation, to `pixel_shared`."""
+    row, alike = 4 * at.reads, float64_at(at.noise, 3 * k + 1) == 0
+    for read in range(0, count * shape.digits, WIDE):
+        keys, shared = at.read_keys + 8 * read, at.pixel_shared + 4 * read
+        put_keys(keys, keys + 8 * at.reads, t * shape.digits * shape.slices + k, shared + LOW * row, shared + HIGH * row)
+    for x in range(count):
+        for z in range(shape.digits):
             if adds_nothing(shape, at, x, z, k, op):
                 continue
-            key = mixed(image_key, ((pixel * shape.arrays + t) * shape.digits + z) * shape.slices + k)
             deviation = UNLIKE
             if alike:
                 root = np.sqrt(max(_variance_at_zero(shape, at, x, z, k), np.float32(0)))
                 deviation = np.float32(np.rint(root * IN_STEPS)) * STEP
             shared = at.pixel_shared + 4 * (x * shape.digits + z)
-            put_uint32(shared, LOW * at.reads, np.int64(key))
-            put_uint32(shared, HIGH * at.reads, np.int64(moved_high(key)))
             put_float32(shared, DEVIATION * at.reads, deviation)
             put_float32(shared, LIFT * at.reads, ROUNDER - ROUNDER * deviation)
-        pixel += 1
 
 
 @inlined

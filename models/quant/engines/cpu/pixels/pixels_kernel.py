@@ -46,10 +46,11 @@ Target = namedtuple("Target", "out wide values scale offset next_codes", default
 # sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
 # classes  BY_ONES, and where reads are read out: bytes `[array, digit, pixel]`, of PIXELS pixels: classes of n, or n
 # reads    READ_OUT, COMPARED: `[array, digit, slice, field, pixel]`, of PIXELS pixels, `cells_reads.SHARED` fields of 32 bits
+# keys     READ_OUT, COMPARED: 64 bits `[2, pixel]`: key of the image, and number of a pixel's first read
 # sums_of_rows   int32 `[2, pixel]`: n and the sum of the reference cells
 PixelAddresses = namedtuple("PixelAddresses", """
     tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts value_bytes windows classes
-    noise drawn gains offsets curve current references both least reads sums_of_rows trees tree_of code_values factors worth sums
+    noise drawn gains offsets curve current references both least reads keys sums_of_rows trees tree_of code_values factors worth sums
     sums_stride exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
     acc exact_acc step total""")
 
@@ -74,6 +75,7 @@ def _kernel(form):
         planes = np.zeros(shape.input_bits * bit_stride + PIXELS, np.uint8)
         classes = np.empty(shape.arrays * shape.digits * PIXELS if form == BY_ONES or reads_out else 0, np.uint8)
         reads = np.empty(shape.arrays * shape.digits * shape.slices * SHARED * PIXELS if reads_out else 0, np.int32)
+        keys = np.empty(2 * PIXELS if reads_out else 0, np.int64)
         sums_of_rows = np.empty(2 * PIXELS, np.int32)
         stride = raster.block + LANES // 2  # not a multiple of what the cache repeats by
         sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
@@ -89,10 +91,10 @@ def _kernel(form):
             noise=layout.noise.ctypes.data, drawn=layout.drawn.ctypes.data, gains=layout.gain.ctypes.data,
             offsets=layout.offset.ctypes.data, curve=layout.curve.ctypes.data, current=layout.current.ctypes.data,
             references=layout.references.ctypes.data, both=layout.both.ctypes.data, least=layout.least, reads=reads.ctypes.data,
-            sums_of_rows=sums_of_rows.ctypes.data, trees=layout.trees.ctypes.data, tree_of=layout.tree_of.ctypes.data,
-            code_values=layout.code_values.ctypes.data, factors=layout.factors.ctypes.data, worth=layout.worth.ctypes.data,
-            sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False, out=target.out.ctypes.data,
-            step_size=target.out[:1].size // words, wide=target.wide,
+            keys=keys.ctypes.data, sums_of_rows=sums_of_rows.ctypes.data, trees=layout.trees.ctypes.data,
+            tree_of=layout.tree_of.ctypes.data, code_values=layout.code_values.ctypes.data, factors=layout.factors.ctypes.data,
+            worth=layout.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False,
+            out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
             scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
             offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
             gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
@@ -118,7 +120,7 @@ def _kernel(form):
                     else:
                         _broad_column(shape, at, group, o, pixel, form)
             _finish(shape, at, raster, group, first)
-        keep_alive((planes, classes, reads, sums_of_rows, sums, acc, step, total))
+        keep_alive((planes, classes, reads, keys, sums_of_rows, sums, acc, step, total))
 
     return Kernel(layer, f"pixels_layer_{form}")
 

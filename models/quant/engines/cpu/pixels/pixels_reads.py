@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from ....kernels.inner import inlined, inner
-from ....kernels.simd import float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_uint32, uint8_at
+from ....kernels.simd import float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, uint8_at
 from ..grid.cells_reads import DEVIATION, FIRST, HIGH, LIFT, LOW, RISE, SECOND, SHARED
-from ..vectors.picks import PIXELS, SHORT_ROWS
-from ..vectors.wide import WIDE, added, full_i32
-from ..vectors.wide_noise import (ROUNDER, between_curves_of_reads, converted_alike, curved_reads, mixed, moved_high, put_currents,
-                                  put_curves, with_noise_of_reads)
+from ..vectors.picks import PIXELS, SHORT_ROWS, ints_of_bytes, with_picked_ints
+from ..vectors.wide import WIDE, added, full_i32, store_ints
+from ..vectors.wide_noise import (ROUNDER, between_curves_of_reads, converted_alike, curved_reads, mixed, put_currents, put_curves,
+                                  put_keys, with_noise_of_reads)
 
 PATTERNS = 2**SHORT_ROWS  # of the input bits of a set of rows
 
@@ -21,22 +21,23 @@ PATTERNS = 2**SHORT_ROWS  # of the input bits of a set of rows
 @inner
 def draw(shape, at, raster, seed, first_image, first):
     """What the noise of each read follows from, of the pixels from raster pixel `first` on, to `at.reads`: as `cells_reads.add_noise`."""
+    kinds = shape.arrays * shape.digits * shape.slices
     for lane in range(PIXELS):
         row, x = (first + lane) // raster.pitch, (first + lane) % raster.pitch
-        image_key = mixed(seed, row // raster.rows + first_image)
-        counter = (row % raster.rows * raster.out_width + x) * shape.arrays * shape.digits * shape.slices
-        for t in range(shape.arrays):
-            for z in range(shape.digits):
-                n = np.int64(uint8_at(at.classes, (t * shape.digits + z) * PIXELS + lane))
-                for k in range(shape.slices):
-                    key = mixed(image_key, counter)
-                    counter += 1
-                    noise = ((z * shape.slices + k) * shape.deviations + min(n, shape.deviations - 1)) * 2
-                    reads = fields_of(shape, at, t, z, k, lane)
-                    put_uint32(reads, LOW * PIXELS, np.int64(key))
-                    put_uint32(reads, HIGH * PIXELS, np.int64(moved_high(key)))
-                    put_float32(reads, DEVIATION * PIXELS, float32_at(at.noise, noise))
-                    put_float32(reads, LIFT * PIXELS, float32_at(at.noise, noise + 1))
+        put_int64(at.keys, lane, np.int64(mixed(seed, row // raster.rows + first_image)))
+        put_int64(at.keys, PIXELS + lane, (row % raster.rows * raster.out_width + x) * kinds)
+    for t in range(shape.arrays):
+        for z in range(shape.digits):
+            for k in range(shape.slices):
+                reads, number = fields_of(shape, at, t, z, k, 0), (t * shape.digits + z) * shape.slices + k
+                for lane in range(0, PIXELS, WIDE):
+                    keys, low = at.keys + 8 * lane, reads + 4 * lane
+                    put_keys(keys, keys + 8 * PIXELS, number, low + 4 * LOW * PIXELS, low + 4 * HIGH * PIXELS)
+                noise, ones = (z * shape.slices + k) * shape.deviations, at.classes + (t * shape.digits + z) * PIXELS
+                for lane in range(PIXELS):
+                    entry = 2 * (noise + min(np.int64(uint8_at(ones, lane)), shape.deviations - 1))
+                    put_float32(reads, DEVIATION * PIXELS + lane, float32_at(at.noise, entry))
+                    put_float32(reads, LIFT * PIXELS + lane, float32_at(at.noise, entry + 1))
 
 
 @inlined
@@ -53,19 +54,18 @@ def bend(shape, at, group, pixel):
         for z in range(shape.digits):
             planes, first, end = at.planes + z * at.bit_stride + pixel, int64_at(at.set_start, t), int64_at(at.set_start, t + 1)
             for k in range(shape.slices):
-                for lane in range(PIXELS):
-                    total = 0
-                    for s in range(first, first if shape.paired else end):
-                        pattern = np.int64(uint8_at(planes + int64_at(at.place, s), lane))
-                        total += np.int64(int32_at(at.references, ((group * shape.slices + k) * shape.sets + s) * PATTERNS + pattern))
-                    put_int32(at.sums_of_rows, lane, np.int64(uint8_at(at.classes, (t * shape.digits + z) * PIXELS + lane)))
-                    put_int32(at.sums_of_rows, PIXELS + lane, total)
+                references = at.references + 4 * (group * shape.slices + k) * shape.sets * PATTERNS
                 b0, b1, b2 = float32_at(at.curve, 3 * k), float32_at(at.curve, 3 * k + 1), float32_at(at.curve, 3 * k + 2)
                 for half in range(0, PIXELS, WIDE):
                     inputs, reads = at.sums_of_rows + 4 * half, fields_of(shape, at, t, z, k, half)
+                    store_ints(inputs, 0, ints_of_bytes(at.classes + (t * shape.digits + z) * PIXELS + half))
                     if shape.paired:
                         put_currents(inputs, float64_at(at.current, k), reads + 4 * FIRST * PIXELS)
                         continue
+                    total = full_i32(0)
+                    for s in range(first, end):
+                        total = with_picked_ints(total, references + 4 * s * PATTERNS, planes + half + int64_at(at.place, s))
+                    store_ints(inputs, PIXELS, total)
                     put_curves(inputs, inputs + 4 * PIXELS, float64_at(at.current, k), b0, b1, b2, shape.analog, ROUNDER,
                                reads + 4 * FIRST * PIXELS, reads + 4 * SECOND * PIXELS, reads + 4 * RISE * PIXELS)
 

@@ -39,6 +39,7 @@ def _in_parts(b, index, lanes, build):
 
 
 load_table = operation(table_bytes, types.intp)(lambda b, address: b.load(_at(b, address, _TABLE), align=1, typ=_TABLE))  # at an address
+ints_of_bytes = operation(ints, types.intp)(lambda b, address: b.zext(b.load(_at(b, address, _TABLE), align=1, typ=_TABLE), _INTS))
 load_bytes = operation(many_bytes, types.intp)(lambda b, address: b.load(_at(b, address, _BYTES), align=1, typ=_BYTES))
 full_i8 = operation(many_bytes, types.intp)(lambda b, value: _broadcast(b, b.trunc(value, _I8), _BYTES))
 added_bytes = operation(many_bytes, many_bytes, many_bytes)(lambda b, x, y: b.add(x, y))
@@ -159,6 +160,18 @@ def picked_shorts(b, table, index):
     table = b.load(_at(b, table, half), align=2, typ=half)
     index = b.zext(b.load(_at(b, index, _TABLE), align=1, typ=_TABLE), _SHORTS)
     return _in_parts(b, index, WIDE // 2, lambda part: _picked(b, "hi", half, table, part))
+
+
+@operation(ints, ints, types.intp, types.intp)
+def with_picked_ints(b, total, table, index):
+    """`total + table[index mod 32]` for 64 bytes at address `index`, of the 32 numbers of 32 bits at address `table`."""
+    if not has_byte_tables():
+        return total
+    half = ir.VectorType(_I32, WIDE // 4)
+    low, high = (b.load(_at(b, b.add(table, table.type(place)), half), align=4, typ=half) for place in (0, 4 * half.count))
+    pick = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.d.512", (), ir.FunctionType(half, [half] * 3))
+    index = b.zext(b.load(_at(b, index, _TABLE), align=1, typ=_TABLE), _INTS)
+    return b.add(total, _in_parts(b, index, half.count, lambda part: b.call(pick, [low, part, high])))
 
 
 def _looked_up(b, address, index, entries):

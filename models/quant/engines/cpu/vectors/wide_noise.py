@@ -95,7 +95,7 @@ def _every_lane(b, value, vector=_INTS):
 
 
 def _normals(b, keys, offset, low, high):
-    """`_signed_sums` for 64 columns, whose keys (`readout.noise`: of word) stand from there on, of one read; high: `moved_high`."""
+    """`_signed_sums` for 64 columns, whose keys (`readout.noise`: of word) stand from there on, of one read; low, high: of `put_keys`."""
     keys = b.load(_pointer(b, keys, offset, _I32, APART), align=4, typ=_PART)
     return _signed_sums(b, _hashed(b, b.add(keys, _every_lane(b, low, _PART)), _every_lane(b, high, _PART)))
 
@@ -106,11 +106,28 @@ def _hashed(b, x, high):
     return b.xor(x, b.lshr(x, _all(_PART, 16)))
 
 
-@inlined
-def moved_high(key):
-    """`h ^ h >> 13` of the upper half h of a read's key: x ^ h, xor that without its last 13 bits, is x ^ x >> 13 ^ this."""
-    high = key >> types.uint64(32)
-    return high ^ (high >> types.uint64(13))
+_KEYS = ir.VectorType(ir.IntType(64), WIDE)
+
+
+@operation(types.void, types.intp, types.intp, types.int64, types.intp, types.intp)
+def put_keys(b, images, counters, number, low, high):
+    """Of 64 reads what noise takes of their keys, `mixed(image key, counter + number)`: the lower halves to the int32 at address `low`, and
+    of the upper ones h `h ^ h >> 13` to those at `high`: x ^ h, xor that without its last 13 bits, is x ^ x >> 13 ^ this. Args: images,
+    counters: where those of each read stand, 64 bits each."""
+    def constant(value):
+        return ir.Constant(_KEYS, [value] * WIDE)
+
+    def loaded(address):
+        return b.load(_pointer(b, address, ir.Constant(address.type, 0), _KEYS.element, WIDE), align=8, typ=_KEYS)
+
+    x = b.mul(b.add(loaded(counters), _broadcast(b, number, _KEYS)), constant(GOLDEN))
+    x = b.add(b.add(x, loaded(images)), constant(GOLDEN))
+    x = b.mul(b.xor(x, b.lshr(x, constant(30))), constant(MIX_3))
+    x = b.mul(b.xor(x, b.lshr(x, constant(27))), constant(MIX_4))
+    x = b.xor(x, b.lshr(x, constant(31)))
+    upper = b.lshr(x, constant(32))
+    for part, address in ((x, low), (b.xor(upper, b.lshr(upper, constant(13))), high)):
+        b.store(b.trunc(part, _INTS), _pointer(b, address, ir.Constant(address.type, 0), _I32, WIDE), align=4)
 
 
 def _value(b, u, kind):
@@ -165,8 +182,8 @@ def _plus(b, u, near, kind):
 def with_noise(typingctx, u, keys, offset, low, high, deviation, lift):
     """`u + readout.noise` of reads whose columns have one variance. u, ints, whole floats or raised ones, as in all of these.
 
-    Args: keys and offset, where the keys of the columns' words stand (int32); low and high, the lower half of the read's key and
-        `moved_high`; deviation, over `DEVIATION`; lift, `MAGIC - MAGIC deviation`.
+    Args: keys and offset, where the keys of the columns' words stand (int32); low and high, of the read's key, by
+        `put_keys`; deviation, over `DEVIATION`; lift, `MAGIC - MAGIC deviation`.
     """
     def codegen(context, b, sig, args):
         u, keys, offset, low, high, deviation, lift = args
