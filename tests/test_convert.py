@@ -247,7 +247,7 @@ def test_costs_count_what_word_lines_see(inputs):
                 for bit in range(layer.spec.a_bits)]
     found = count(net, x).layers[name]
     assert found.ones[:, 0].tolist() == expected and found.pixels == 5 * len(pulses)
-    assert found.multiplications == 5 * layer.weight.numel() and found.inputs == 5 * 11
+    assert found.multiplications == 5 * layer.weight.numel() and found.inputs == 11  # of an image
     assert events(found, layer, 128, 8).buffer_bits == (found.pixels * 11 + 5 * 4) * layer.spec.a_bits
 
 
@@ -1748,7 +1748,7 @@ def test_costs_count_the_products_and_numbers_of_the_layer(layer, shape, product
     x = seeded(shape)
     net = convert(nn.Sequential(layer), CrossbarSpec(8, 8, adc_range="full", adc_bits=8), x, inputs=inputs)
     [found] = count(net, x).layers.values()
-    assert (found.multiplications, found.inputs) == (products, x.numel())
+    assert (found.multiplications, found.inputs) == (products, x[0].numel())  # of all images, of one
     assert net.crossbar_report.layers[0]["multiplications"] == products  # of the same images
 
 
