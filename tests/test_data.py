@@ -83,10 +83,27 @@ def test_cutout_paints_one_square_in_the_fill_colour(side):
     assert full > 150  # smaller only where it reaches over the edge
 
 
-def test_augmentation_depends_on_the_generator_alone():
+@pytest.mark.parametrize("trivial", [False, True])
+def test_augmentation_depends_on_the_generator_alone(trivial):
     x = noise(50)
-    a, b, other = (datasets.augment(x, generator("augment", 0, 0, step), cutout=8) for step in (1, 1, 2))
+    before = torch.random.get_rng_state()
+    a, b, other = (datasets.augment(x, generator("augment", 0, 0, step), cutout=8, trivial=trivial) for step in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, other)
+    part = datasets.augment(x[10:30], generator("augment", 0, 0, 1), cutout=8, trivial=trivial, of=50, part=slice(10, 30))
+    assert torch.equal(part, a[10:30])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_trivial_augment_changes_each_image_in_one_way():
+    x = torch.from_numpy(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (600, 3, 32, 1)))  # all alike: columns from dark to bright
+    x[:, :, 0] = 0  # and a dark upper edge, so that a change of place is none of brightness
+    out = datasets.augment(x, generator(4), pad=0, trivial=True, fill=(10, 20, 30))
+    assert out.dtype == torch.uint8 and out.shape == x.shape
+    coloured = (out == torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None]).all(1).any(2).any(1)
+    moved = coloured.sum().item()  # 5 of the 14 changes move the image and show what is behind it; a strength near 0 moves none
+    assert abs(moved / 600 - 5 / 14 * 30 / 31) < 4 * (5 / 14 * 9 / 14 / 600) ** 0.5
+    assert 5 < len(out.unique(dim=0)) / 14, "strengths differ"
+    assert 600 / 14 * 0.5 < (out == x).flatten(1).all(1).sum() < 600 / 2
 
 
 def test_normalize_and_pixel_stats():

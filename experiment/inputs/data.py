@@ -179,18 +179,22 @@ def train_batches(x: torch.Tensor, y: torch.Tensor, batch_size: int, seed: int, 
 
 
 def augment(x: torch.Tensor, rng: torch.Generator, mirrored: torch.Tensor | None = None, pad: int = 4, cutout: int = 0,
-            fill: Sequence[int] = (0, 0, 0), of: int | None = None, part: slice = slice(None)) -> torch.Tensor:
-    """Randomly shift, mirror and partly cover each image of a batch x, uint8 or float [N, 3, H, W], on its own device.
+            trivial: bool = False, fill: Sequence[int] = (0, 0, 0), of: int | None = None, part: slice = slice(None)) -> torch.Tensor:
+    """Randomly change, shift, mirror and partly cover each image of a batch x, uint8 or float [N, 3, H, W], on its own device.
 
     mirrored: bool [N], the images to mirror; None for none. pad: pixels of border of value 0, from which an H x W window is
     cut. cutout: side in pixels of a square painted in the colour `fill` around a random pixel (0: none; it may reach
-    over the edge). of, part: x is this part of a batch of so many images, for all of which numbers are drawn.
+    over the edge). trivial: before, one random change of each image, of random strength, such as a turn, a shear, more contrast, other
+    colours; `fill` is behind what moves (TrivialAugment, Müller and Hutter, arXiv 2103.10158; uint8 only). of, part: x is this part of a
+    batch of so many images, for all of which numbers are drawn.
     """
     n, _, height, width = x.shape
 
     def draw(high):  # from a CPU generator, so that CPU and GPU runs see the same images
         return torch.randint(high, (of or n,), generator=rng)[part].to(x.device, non_blocking=True)
 
+    if trivial:
+        x = torch.stack([_changed(image, seed, fill) for image, seed in zip(x, draw(2**62).tolist())])
     if pad:
         windows = F.pad(x, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [N, 3, 2 pad + 1, 2 pad + 1, H, W]
         x = windows[torch.arange(n, device=x.device), :, draw(2 * pad + 1), draw(2 * pad + 1)]
@@ -206,6 +210,14 @@ def augment(x: torch.Tensor, rng: torch.Generator, mirrored: torch.Tensor | None
         square = covered(height)[:, None, :, None] & covered(width)[:, None, None, :]
         x = torch.where(square, torch.tensor(fill, dtype=x.dtype, device=x.device)[:, None, None], x)
     return x
+
+
+def _changed(image: torch.Tensor, seed: int, fill: Sequence[int]) -> torch.Tensor:
+    from torchvision.transforms.v2 import TrivialAugmentWide
+
+    with torch.random.fork_rng(devices=[]):  # it draws from the global generator
+        torch.manual_seed(seed)
+        return TrivialAugmentWide(fill=list(fill))(image)
 
 
 def evenly(size: int, count: int) -> torch.Tensor:

@@ -64,6 +64,8 @@ class Network:
     limit_train: int | None = option(None, "use only this many training images, for a quick try. Default: all", COUNT)
     limit_test: int | None = option(None, "use only this many test images, spread evenly over them. Default: all", COUNT)
     cutout: int = option(0, "cover a random square of this many pixels a side", COUNT_OR_0)
+    trivial_augment: bool = option(False, "change each training image once more, at random: turned, sheared, in other colours or contrast, "
+                                   "... (TrivialAugment). For long runs, which know their images by heart without", bool)
     no_flip: bool = option(False, "never mirror training images: for signs, letters, and whatever is another class in a mirror. Images "
                            "of --dataset digits are never mirrored", bool)
 

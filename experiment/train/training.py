@@ -23,6 +23,7 @@ from models.quant.network.modes import hooked
 
 from ..inputs.checkpoint import load_checkpoint, load_weights, odd_number, save_checkpoint
 from ..inputs.data import Dataset, evenly, generator, normalize, steps_per_epoch, train_batches, training_split
+from ..inputs.streamed import Streamed
 from ..program import distributed
 from ..program.cli import UserError, user_error
 from ..program.machine import machine_info, rng_state, set_rng_state
@@ -84,6 +85,9 @@ class Run:
         self.seconds = history.get("seconds", 0.0)
         self.folder = Path(settings.save_path)
         train_x, train_y = data.train_x, data.train_y
+        if settings.trivial_augment and isinstance(train_x, Streamed):
+            raise UserError("--trivial_augment changes the images of a data set, not what a network's own transform makes of them: let "
+                            "that transform do it")
         train, val = training_split(train_y, settings.val_split, settings.seed, settings.limit_train)
         if len(train) < 2 or (settings.val_split and not len(val)):
             raise UserError(f"{len(train) + len(val)} training images are too few for --val_split {settings.val_split}")
@@ -161,7 +165,8 @@ class Run:
         """(step, images, labels) of an epoch from a step on, augmented, uint8; of each batch a part."""
         fill = tuple(round(255 * mean) for mean in self.data.mean)
         return train_batches(self.train_x, self.train_y, self.settings.batch_size, self.settings.seed, epoch, first, pad=self.data.pad,
-                             flip=self.data.flip and not self.settings.no_flip, cutout=self.settings.cutout, fill=fill, part=part)
+                             flip=self.data.flip and not self.settings.no_flip, cutout=self.settings.cutout,
+                             trivial=self.settings.trivial_augment, fill=fill, part=part)
 
     def calibrate(self) -> None:
         """ADC ranges and their correction for the weights as they are, which the first process chooses for all."""
