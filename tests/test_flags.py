@@ -40,6 +40,22 @@ def test_aliases_hold_in_groups_in_single_layers_and_in_folders():
     assert found.save_path == "x/vgg7_quant_w3a4_3"
 
 
+@pytest.mark.parametrize("flag, before", [("--also", 1), ("--table", 0)])
+@pytest.mark.parametrize("group, bits", [("--adc_bits=4", [4]), ("--adc_prec=4 --map=conv", [4]), ("--adc_bits=3:5", [3, 4, 5])])
+def test_groups_may_have_equals_signs(flag, before, group, bits, tmp_path):
+    Path(tmp_path, "flags.json").write_text(json.dumps({flag[2:]: [group, "--adc_bits 8"]}))
+    for given in ([flag, group, "--adc_bits 8"], ["--config", str(tmp_path / "flags.json")]):
+        settings, _ = eval_settings.parse(["--resume", str(NETWORK), *given, "--limit=7"])
+        assert [each.spec.adc_bits for each in settings.settings[before:]] == [*bits, 8] and settings.limit == 7
+
+
+def test_a_group_of_no_flag_is_refused():
+    with pytest.raises(UserError, match="--also '--resume x': there is no hardware flag --resume"):
+        eval_settings.parse(["--resume", str(NETWORK), "--also", "--resume=x"])
+    with pytest.raises(UserError, match="--also: expected at least one argument"):
+        eval_settings.parse(["--resume", str(NETWORK), "--also", "--report"])
+
+
 @pytest.mark.parametrize("given, says", [
     (["--cellbits", "2"], "there is no flag --cellbits; the nearest is --cell_bits"), (["--adc-bits=4"], "the nearest is --adc_bits"),
     (["--cellBits", "2"], "the nearest is --cell_bits"), (["--zzzzzz"], "there is no flag --zzzzzz (see"), (["7"], "no flag takes '7'"),

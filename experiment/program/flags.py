@@ -56,6 +56,7 @@ class Number(spec.Numbers):
 WIDTH, FLAG_WIDTH = 100, 30  # columns of --help
 OF_ONE = {"train": "train.py", "cost": "eval.py", "sweep": "eval.py"}  # topics that the other program lacks
 _ALIAS = re.compile(rf"^--({'|'.join(ALIASES)})(?==|$)")
+OF_GROUPS = ("--also", "--table")  # their values are flags themselves
 
 
 def in_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,6 +153,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, argv: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """The flags of a command line. Raises: UserError; for an unknown flag it names the nearest known one."""
         argv = sys.argv[1:] if argv is None else argv
+        # "--adc_bits=4" behind these, which argparse would take for a flag beside them, is "--adc_bits 4".
+        argv = [re.sub(r"^(--\w+)=", r"\1 ", text) if before in OF_GROUPS else text for before, text in zip(["", *argv], argv)]
         found, unknown = self.parse_known_args([_ALIAS.sub(lambda alias: f"--{ALIASES[alias[1]]}", text) for text in argv], namespace)
         if unknown:
             flag = next((text[2:].partition("=")[0] for text in unknown if text.startswith("--")), None)
