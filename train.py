@@ -87,10 +87,7 @@ def measure_checkpoint(settings: TrainSettings, actions: Actions, checkpoint: di
             raise UserError(f"--export {actions.export} would replace a file of the run itself: give another name")
     log = get_logger()
     images = data.limited(data.load(settings.dataset, settings.data_path, log.info), settings.limit_test)
-    trained_on = checkpoint.get("data")
-    if trained_on:  # images are scaled as those of the training were
-        data.check_classes(images, trained_on, actions.resume)
-        images = replace(images, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
+    images = data.as_trained(images, checkpoint.get("data"), actions.resume)
     log.info(says.normalization(images.mean, images.std))
     training.program(net, settings)
     _, accuracy = training.evaluate(net, images.test_x.to(device), images.test_y.to(device), images, title="test images")

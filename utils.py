@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from experiment.inputs import data
+from experiment.program.flags import arguments_of
 from experiment.settings.eval_flags import EvalSettings
 from experiment.settings.eval_settings import parse
 from experiment.start.starting import crossbar_network
@@ -33,9 +34,7 @@ def load_network(path: str | Path, **flags: Any) -> nn.Module:
         or False is not given.
     Raises: UserError, one line, for a file that is no checkpoint, or flags that do not go with it.
     """
-    given = [text for name, value in flags.items() if value is not None and value is not False
-             for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
-    settings, checkpoint = parse(["--resume", str(path), *given])
+    settings, checkpoint = parse(arguments_of({"resume": path, **flags}))
     network = crossbar_network(settings, checkpoint, torch.device("cpu"))
     set_spec(network, CrossbarSpec(settings.w_bits, settings.a_bits, adc_range="ideal"))
     network.trained_on = checkpoint.get("data")
@@ -55,13 +54,10 @@ def load_images(dataset: str, path: str | Path = "./data", split: str = "test", 
         raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; allowed are whole numbers from 1")
-    found, trained_on = data.load(dataset, path), getattr(network, "trained_on", None)
-    if trained_on:
-        data.check_classes(found, trained_on, "this network")
-    stats = trained_on or {"mean": found.mean, "std": found.std}
+    found = data.as_trained(data.load(dataset, path), getattr(network, "trained_on", None), "this network")
     x, y = (found.test_x, found.test_y) if split == "test" else (found.train_x, found.train_y)
     shown = data.for_calibration(found)[:EvalSettings.calib_images] if split == "calibration" else data.evenly(len(x), limit or len(x))
-    return data.normalize(x[shown], stats["mean"], stats["std"]), y[shown]
+    return data.normalize(x[shown], found.mean, found.std), y[shown]
 
 
 @torch.no_grad()

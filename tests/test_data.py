@@ -356,9 +356,11 @@ def test_classes_are_at_least_two(tree):
 
 def test_images_of_other_classes_are_refused(tree):
     data = datasets.load("imagefolder", tree)
-    datasets.check_classes(data, {"classes": ["cat", "dog"]}, "net.pt")
+    assert datasets.as_trained(data, None, "net.pt") is data
+    trained_on = {"classes": ["cat", "dog"], "mean": [0.1] * 3, "std": [0.2] * 3}
+    assert (scaled := datasets.as_trained(data, trained_on, "net.pt")).mean == (0.1,) * 3 and scaled.std == (0.2,) * 3
     with pytest.raises(UserError) as error:
-        datasets.check_classes(data, {"classes": ["cat", "eel"]}, "net.pt")
+        datasets.as_trained(data, trained_on | {"classes": ["cat", "eel"]}, "net.pt")
     assert str(error.value) == ("net.pt was trained on other classes: the images have dog instead of eel; give the "
                                 "folders the names that they had in the training")
 

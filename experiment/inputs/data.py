@@ -18,7 +18,7 @@ A network that brings a transform sees images of any size: they are then read wh
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,18 +102,21 @@ def num_classes(dataset: str, data_path: str | Path = "./data") -> int:
     return {"digits": 10, "cifar10": 10, "cifar100": 100}[dataset]
 
 
-def check_classes(data: Dataset, trained_on: dict[str, Any], source: str | Path) -> None:
-    """Refuse images whose labels mean other classes than those that the checkpoint `source` was trained on.
+def as_trained(data: Dataset, trained_on: Mapping[str, Any] | None, source: str | Path) -> Dataset:
+    """The data set, scaled as the images were that the checkpoint `source` was trained on. Args: trained_on, the "data" of the
+    checkpoint; None where it does not say.
 
-    Args: trained_on, the "data" of the checkpoint.
-    Raises: UserError that names the classes.
+    Raises: UserError that names the classes where labels mean others than those of the training.
     """
+    if not trained_on:
+        return data
     pairs = zip(data.classes, trained_on["classes"])
     other = [f"{name} instead of {trained}" for name, trained in pairs if name != trained]
     if other:
         raise UserError(f"{source} was trained on other classes: the images have {', '.join(other[:10])}"
                         + ("; give the folders the names that they had in the training"
                            if data.name == "imagefolder" else ""))
+    return replace(data, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
 
 
 def generator(*key: int | str) -> torch.Generator:

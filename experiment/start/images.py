@@ -70,10 +70,8 @@ def choose(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str,
     Raises: UserError for images of other classes, or other ones than the training split.
     """
     trained_on = checkpoint.get("data")
+    found = data.as_trained(found, trained_on, settings.resume)
     stats = found.mean, found.std
-    if trained_on:
-        data.check_classes(found, trained_on, settings.resume)
-        stats = tuple(trained_on["mean"]), tuple(trained_on["std"])
     order = data.for_calibration(found)
     images, labels, kind = found.test_x, found.test_y, "validation images" if settings.validation else "test images"
     if settings.validation and not found.validation:
