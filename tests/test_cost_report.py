@@ -11,7 +11,7 @@ import torch
 from test_cost import costs, linear
 from test_eval import checkpoint, run, scene  # noqa: F401 - fixtures
 
-from experiment.report import cost_report
+from experiment.report import cost_report, report
 from experiment.report.tables import WIDTH, settings_table
 from experiment.program.cli import UserError
 from experiment.measure.columns import band_text
@@ -136,7 +136,7 @@ def test_one_picture_of_many_settings_and_layers(count, named, cost, tmp_path):
 
 def test_whiskers_are_said_to_be_what_they_are(cost, monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(cost_report, "save", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr(report, "save", lambda figure, *_, **__: drawn.append(figure))
     for record in (costed(cost), replace(costed(cost), chip_accuracies=(89.0, 91.0))):
         cost_report.accuracy_over_energy(tmp_path, [record], "title")
     said = [[text.get_text() for text in figure.legends[0].get_texts()][-1] for figure in drawn]
@@ -260,7 +260,8 @@ def test_pictures_of_costs(cost, monkeypatch, tmp_path):
     """Components, and layers, of a setting stand side by side and add up to it, whiskers on its band; a setting that has fewer layers on
     crossbars has their bars alone; a setting stands at its typical energy, beside the lines of the quantized and of the float network."""
     drawn = []
-    monkeypatch.setattr(cost_report, "save", lambda figure, *_, **__: drawn.append(figure))
+    for module in (cost_report, report):
+        monkeypatch.setattr(module, "save", lambda figure, *_, **__: drawn.append(figure))
     layers = tuple(replace(cost.layers[0], name=name, energy={part: band.scaled(size) for part, band in cost.layers[0].energy.items()})
                    for name, size in (("a", 1), ("b", 3)))
     records = [costed(cost, layers=layers[1:]), costed(cost, layers=layers)]

@@ -17,8 +17,8 @@ from models.quant.storage.files import write_text
 
 from ..measure.columns import OF_COSTS, Measured, band_text, rounded
 from ..measure.results import csv_text
-from .drawing import add_legend, add_note, add_title, colormap, label_decades, new_figure, save, show_hidden, wrapped
-from .report import band_words, bands, draw_software
+from .drawing import add_note, add_title, colormap, label_decades, new_figure, save, wrapped
+from .report import band_words, bands, finish
 from .tables import in_common, note, text_table
 
 MICRO = 1e6
@@ -188,12 +188,7 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
         for x, y, record in zip(typical, accuracy, points):
             text = f"{record.setting.spec.adc_bits:g}"
             axes.annotate(text, (x, y), (3, -9), textcoords="offset points", fontsize="xx-small", color=color)
-    draw_software(axes, records[0])
-    axes.set(xscale="log", xlabel="energy of an example (uJ); beside each point the ADC's bits", ylabel=records[0].metric.axis)
+    axes.set(xscale="log", xlabel="energy of an example (uJ); beside each point the ADC's bits")
     label_decades(axes)
-    show_hidden(axes, lines)
-    axes.grid(alpha=0.3, which="both")
-    add_title(figure, title)
-    add_legend(figure, axes, shared and f"all settings: {shared}", [
-        "points: by typical sources; bars: by the cheapest to the dearest", f"whiskers: {band_words(records)}"], below=True)
-    save(figure, path, dpi=150)
+    finish(figure, axes, lines, records, title, shared, path, below=True, notes=[
+        "points: by typical sources; bars: by the cheapest to the dearest", f"whiskers: {band_words(records)}"])

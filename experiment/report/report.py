@@ -77,7 +77,7 @@ def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, 
     if named:
         _name_times(axes, values)
     axes.set_xlabel(SWEPT[name] + (" (s)" if name == "device_time" and not named else ""))
-    _finish(figure, axes, lines, [record for points in curves.values() for _, record in points], title, shared, path)
+    finish(figure, axes, lines, [record for points in curves.values() for _, record in points], title, shared, path)
 
 
 def _name_times(axes: Any, values: Sequence[float]) -> None:
@@ -100,7 +100,7 @@ def accuracy_plot(records: Sequence[Record], title: str, path: str | Path) -> No
     lines = [_curve(axes, name, [r.mean_bits for r in points], points) for name, points in zip(names, curves.values())]
     axes.set_xlabel("mean ADC bits of all reads" if any(map(has_a_mean, records)) else "ADC bits")
     axes.locator_params(axis="x", integer=True)
-    _finish(figure, axes, lines, records, title, shared, path)
+    finish(figure, axes, lines, records, title, shared, path)
 
 
 def curves_over_bits(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -179,13 +179,16 @@ def draw_software(axes: Any, record: Record) -> None:
         axes.axhline(accuracy, label=" and ".join(names), **look)
 
 
-def _finish(figure: Any, axes: Any, lines: Sequence[Any], records: Sequence[Record], title: str, shared: str, path: str | Path) -> None:
+def finish(figure: Any, axes: Any, lines: Sequence[Any], records: Sequence[Record], title: str, shared: str, path: str | Path,
+           notes: Sequence[str] = (), below: bool = False) -> None:
+    """What pictures of accuracy have in common: the software's, lines that others hide, title and legend. Args: shared, what all settings
+    say; notes, what is to be known, by default what the bands are; below, see `add_legend`."""
     draw_software(axes, records[0])
     show_hidden(axes, lines)
     axes.set_ylabel(records[0].metric.axis)
-    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.3, which="both")
     add_title(figure, title)
-    add_legend(figure, axes, title=shared and f"all settings: {shared}", notes=[f"band: {band_words(records)}"])
+    add_legend(figure, axes, shared and f"all settings: {shared}", notes or [f"band: {band_words(records)}"], below)
     save(figure, path, dpi=150)
 
 
