@@ -38,6 +38,8 @@ from ..settings.remedies import all_remedied
 from ..start import conversion, images
 from ..start.starting import crossbar_network
 
+FLOAT = "float"  # in place of a setting: the float network that was converted
+
 
 class Bench:
     """The network of some settings on its device. `check` refuses what cannot run, before `load` reads the images; a network of others
@@ -75,7 +77,7 @@ class Bench:
         self.ranges, self.points, self.cache = RangesOfRun(settings, self.checkpoint, self.folder), Points(settings.save_path), Cache()
         self.facts = machine.machine_info() | {"command": command}
         self.sha256: dict[str, str] = {}  # of the weight codes of each layer's cells
-        self.keys: dict[Setting | None, str] = {}
+        self.keys: dict[Setting | str | None, str] = {}
         self.known: dict[str, dict[str, Any]] = {}  # points that were read, by key
         self.known_chips: dict[str, dict[str, Any]] = {}  # those of chips of several
         self.shown: images.EvalImages | None = None
@@ -168,10 +170,12 @@ class Bench:
         of_others = ["conversion"] if self.others else []
         return keys.of_code(*of_others, *(["language"] if foreign.is_language_model(self.settings.model) else []), *parts)
 
-    def decides(self, setting: Setting | None) -> dict[str, Any]:
-        """What decides the result of a setting; None: of the software."""
+    def decides(self, setting: Setting | str | None) -> dict[str, Any]:
+        """What decides the result of a setting, or of `FLOAT`; None: of the software."""
         if setting is None:
             return self.decides_all
+        if setting is FLOAT:
+            return self.decides_all | {"network": keys.of_network(self.original, [FLOAT, *self.code]), "code": keys.of_code()}
         parts, costed = keys.parts_of(setting, is_chip(self.cells)), self.costs.technology and setting.spec.adc_range != "ideal"
         code = self._code_of(*parts, *(["costs"] if costed else []))
         found = self.decides_all | self.decides_hardware | {"setting": keys.of_setting(setting), "code": code}
@@ -197,43 +201,26 @@ class Bench:
         return "software" if self.original is None else "quantized"
 
     def of_float(self) -> Record | None:
-        """What was measured of the float network that was converted; None where there is none."""
-        point = self._point_of_float()
-        return point and points.record_of(point, None)
-
-    def knows_float(self) -> bool:
-        """Whether the float network that was converted is measured already."""
-        return self.points.current(self._key_of_float()[0]) is not None
-
-    def _key_of_float(self) -> tuple[str, dict[str, Any]]:
-        """The key of its point, and what that follows from."""
-        network = keys.of_network(self.original, ["float", *self.code])
-        decides = self.decides_all | {"network": network, "code": keys.of_code()}
-        return self.points.key(decides), decides
-
-    def _point_of_float(self) -> dict[str, Any] | None:
-        """The point of the float network that was converted, measured now where no process has done it."""
+        """What was measured of the float network that was converted, now where no process has done it; None where there is none."""
         if self.original is None:
             return None
-        key, decides = self._key_of_float()
 
         def make() -> dict[str, Any]:
             record = self._measure_float(progress=True)
-            return points.of_record(record, columns.line(Measured(record, self.settings)) | self.facts, decides, None)
+            return points.of_record(record, columns.line(Measured(record, self.settings)) | self.facts, self.decides(FLOAT), None)
 
-        if key not in self.known:
-            self.points.measure(key, make, wait=True)
-            self.known[key] = self.points.current(key)
-        return self.known[key]
+        if not self.point(FLOAT):
+            self.points.measure(self.key(FLOAT), make, wait=True)
+        return points.record_of(self.point(FLOAT), None)
 
-    def key(self, setting: Setting | None) -> str:
-        """The key of a setting's point."""
+    def key(self, setting: Setting | str | None) -> str:
+        """The key of the point of a setting, or of `FLOAT`."""
         if setting not in self.keys:
             self.keys[setting] = self.points.key(self.decides(setting))
         return self.keys[setting]
 
-    def point(self, setting: Setting | None) -> dict[str, Any] | None:
-        """The point of a setting; None where none was measured, here or elsewhere."""
+    def point(self, setting: Setting | str | None) -> dict[str, Any] | None:
+        """The point of a setting, or of `FLOAT`; None where none was measured, here or elsewhere."""
         key = self.key(setting)
         if key not in self.known and (point := self.points.current(key)):
             self.known[key] = point
@@ -297,7 +284,7 @@ class Bench:
             self.sha256 = self.sha256 or {name: quant.sha256(layer.w_codes().cpu()) for name, layer in quant.crossbar_layers(self.net)}
             kept = entry_of(self.net, setting, chosen.count, self.sha256)
         row = columns.line(Measured(record, self.settings, chosen.count if chosen else None, source))
-        beside = [setting and self.point(None), self._point_of_float()]
+        beside = [setting and self.point(None), original and self.point(FLOAT)]
         return points.of_record(record, row | self.facts, self._decides_from(setting, filter(None, beside)), kept)
 
     def _decides_from(self, setting: Setting | None, made_from: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -311,7 +298,7 @@ class Bench:
 
     @distributed.together
     def _measure_float(self, progress: bool = False) -> Record:
-        with self._said_of("float"):
+        with self._said_of(FLOAT):
             return measure_float(self.original, self.shown.batches, self.shown.labels, progress=progress, metric=self.metric,
                                  take=self.task and self.task.take, processes=distributed)
 

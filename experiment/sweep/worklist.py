@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting, reads_of
 
-from .bench import Bench
+from .bench import FLOAT, Bench
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Worklist:
         self.done = {place for place in self.wholes if place[0].point(place[1])}
         there = {job for place in self.done for job in self.wholes[place]}
         self.missing = [job for job in self.jobs if job not in there and not benches[job.bench].chip(job.setting)]
-        self.floats = {bench: bench.knows_float() for bench in settings if bench.baseline == "quantized"}
+        self.floats = {bench: bench.point(FLOAT) is not None for bench in settings if bench.baseline == "quantized"}
 
     def complete(self, last: Job | None = None) -> list[Record]:
         """The records of settings that are complete now that the job `last` is done, each once. A setting with chips is, when all of
