@@ -5,19 +5,16 @@
 Without --data_path the images are the embedded digits. Writes benchmarks/results/circuits_<network>_<processor>.md and .json.
 """
 
-import argparse
 import copy
 import functools
-import sys
 import tempfile
 from pathlib import Path
 
-from common import markdown_table, median_seconds, processor, sample_images, write_results
+from common import markdown_table, median_seconds, parser_of, processor, sample_images, write_results
 
 import torch
-from experiment.settings.eval_settings import parse
-from experiment.start.starting import crossbar_network
 from models import quant
+from utils import load_network
 
 CELL_BITS, ADC_BITS = (1, 2, 4), (4, 6)
 DEVICE = "techC"
@@ -34,15 +31,13 @@ def table_file(folder: str, bits: int) -> str:
     return str(path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--resume", default=str(Path(__file__).parents[1] / "pretrained" / "vgg7_w4a4_cifar10.pt"), help="checkpoint")
     parser.add_argument("--data_path", help="folder of images")
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args(argv)
-    settings, checkpoint = parse(["--resume", args.resume])
-    net, (images, _) = crossbar_network(settings, checkpoint, torch.device("cpu")), sample_images(args.batch_size, args.data_path)
+    net, (images, _) = load_network(args.resume), sample_images(args.batch_size, args.data_path)
     rows, found = [], {}
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         for cell_bits in CELL_BITS:
@@ -57,7 +52,6 @@ def main(argv: list[str] | None = None) -> int:
     sections = [f"Chips of {DEVICE} after a day, weights of {Path(args.resume).name}, batch {args.batch_size}; medians of {args.repeats} "
                 "passes in turns.", markdown_table(["", "ideal, ms an image", *(f"{name}, times as long" for name in [*nets][1:])], rows)]
     write_results(f"circuits_{Path(args.resume).stem}_{processor()}", "Converters as circuits", sections, {"seconds_a_batch": found})
-    return 0
 
 
 def chip(net, images, cell_bits, adc_bits, adc_transfer=None, **drawn):
@@ -71,4 +65,4 @@ def chip(net, images, cell_bits, adc_bits, adc_transfer=None, **drawn):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

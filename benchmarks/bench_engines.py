@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import build, markdown_table, median_seconds, sample_images, write_results
+from common import build, markdown_table, median_seconds, parser_of, sample_images, write_results
 
 import torch
 from experiment.inputs.checkpoint import load_checkpoint, load_weights
@@ -104,16 +104,12 @@ class Times:
         self.plain = build("vgg7_quant", OFF, OFF).eval()
         self.rows, self.numbers = [], {"batch_size": len(batch), "repeats": repeats}
 
-    def beside(self, run, images=None, repeats=None):
-        """(ms an image of `run(images)`, ms an image of the plain network)."""
+    def beside(self, *runs, images=None, repeats=None):
+        """ms an image of `run(images)` for each of `runs`, and behind them of the plain network; all are called in turns."""
         images = self.batch if images is None else images
-        seconds, plain = median_seconds(lambda: run(images), lambda: self.plain(self.batch), repeats=repeats or self.repeats)
-        return 1e3 / len(images) * seconds, 1e3 / len(self.batch) * plain
-
-    def in_turns(self, *nets):
-        """ms an image of each of these networks, and behind them of the plain one."""
-        seconds = median_seconds(*[functools.partial(net, self.batch) for net in (*nets, self.plain)], repeats=self.repeats)
-        return [1e3 / len(self.batch) * each for each in seconds]
+        calls = *(functools.partial(run, images) for run in runs), functools.partial(self.plain, self.batch)
+        *seconds, plain = median_seconds(*calls, repeats=repeats or self.repeats)
+        return [*(1e3 / len(images) * each for each in seconds), 1e3 / len(self.batch) * plain]
 
     def add(self, title, ms, float_ms, reads=None):
         self.rows.append([title, f"{ms:.3g}", f"{ms / float_ms:.2f}", f"{reads / ms / 1e6:.3g}" if reads else ""])
@@ -144,7 +140,7 @@ def time_ideal_cells(times, net, few):
                 times.add(f"numba, {kind}", *times.beside(net), reads)
             if few is not None:
                 with quant.set_engine("reference"):
-                    times.add(f"reference, {kind}", *times.beside(net, few, 1), reads)
+                    times.add(f"reference, {kind}", *times.beside(net, images=few, repeats=1), reads)
     return share
 
 
@@ -167,7 +163,7 @@ def time_chips(times, net):
                 started = time.perf_counter()
                 quant.program(chip, quant.Device.preset("techC", time="1d"), **options)
                 times.numbers[f"seconds to program {cell_bits}-bit {title}"] = time.perf_counter() - started
-            *all_ms, float_ms = times.in_turns(*chips)
+            *all_ms, float_ms = times.beside(*chips)
             for title, ms in zip(CHIPS, all_ms):
                 times.add(f"numba, {cell_bits}-bit {title}", ms, float_ms)
 
@@ -185,10 +181,9 @@ def sections(times, share, memory, resume, shown):
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs after one warm-up; the median counts")
     parser.add_argument("--resume", help="checkpoint of a trained 4-bit VGG7; default random weights")
     parser.add_argument("--data_path", help="folder of images, as for eval.py --dataset imagefolder; default the embedded digits")
     parser.add_argument("--reference_images", type=int, default=2, help="images for the reference engine")
@@ -197,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.memory_of:
         run_for_memory(args.memory_of)
-        return 0
+        return
 
     batch, _ = sample_images(args.batch_size, args.data_path)
     few = None if args.skip_slow else batch[:args.reference_images]
@@ -211,8 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     shown = "images of a folder" if args.data_path else "digits"
     write_results("engines", "Crossbar engines", sections(times, share, memory, args.resume, shown),
                   times.numbers | {"ones_share": share, "peak_memory_mib": memory})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,11 +7,9 @@ fall far behind the others.
 The images are the embedded digits. Writes benchmarks/results/grid_<model>_<processor>.md and .json.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-from common import build, markdown_table, median_seconds, processor, sample_images, write_results
+from common import build, markdown_table, median_seconds, parser_of, processor, sample_images, write_results
 
 import torch
 from experiment.settings.eval_settings import parse
@@ -26,12 +24,11 @@ CHIPS = {"a chip": {}, "with read noise": {"read_noise": 0.3}, "with noise of th
          "with gate access": {"wires": quant.Wires("gate", 1.0)}}  # of techC after a day
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__, repeats=15)
     parser.add_argument("--resume", default=str(Path(__file__).parents[1] / "pretrained" / "resnet20_w4a4_full_cifar10.pt"),
                         help="checkpoint of a network of `models`")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=15, help="timed passes after one warm-up; the median counts")
     args = parser.parse_args(argv)
     settings, checkpoint = parse(["--resume", args.resume])
     net = crossbar_network(settings, checkpoint, torch.device("cpu"))
@@ -62,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
                 markdown_table(["", *(f"{bits}-bit ADC" for bits in ADC_BITS), *CHIPS], rows),
                 f"Chips: cells of techC after a day, {CHIP_BITS}-bit ADC; 0.3 uS, 0.3 and 0.5 levels, 2 %, 1 ohm."]
     write_results(f"grid_{name}_{processor()}", "Every cell and ADC", sections, {"settings": found})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

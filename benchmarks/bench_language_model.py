@@ -5,11 +5,10 @@
 The folder is that of the example, with its trained network. Writes benchmarks/results/language_model_<processor>.md and .json.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from common import RESULTS, markdown_table, median_seconds, processor, write_results
+from common import RESULTS, markdown_table, median_seconds, parser_of, processor, write_results
 
 import torch
 from models.quant import Chips, CrossbarSpec, Device, calibrate, convert, set_spec
@@ -26,11 +25,10 @@ SETTINGS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--folder", type=Path, default=Path("save/language_model"), help="that of the example")
     parser.add_argument("--windows", type=int, default=8, help="of a batch")
-    parser.add_argument("--repeats", type=int, default=5, help="timed passes after one warm-up; the median counts")
     args = parser.parse_args(argv)
     state = torch.load(args.folder / "float.pt", weights_only=True)
     model = language_model.GPT(state["of"]["width"], context=state["of"]["context"]).eval()
@@ -53,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     sections = [f"{args.windows} windows of {model.context} characters; medians of {args.repeats} passes in turns with plain float32.",
                 markdown_table(["setting", "ms", "ms in float32", "ratio"], rows)]
     write_results(f"language_model_{processor()}", "A small GPT on crossbars", sections, {"settings": found})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

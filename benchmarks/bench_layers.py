@@ -9,14 +9,12 @@ benchmarks/results/layers_<processor>.md and .json. Weights are random. Inputs a
 input, of 4 images, calibrates.
 """
 
-import argparse
 import functools
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from common import markdown_table, median_seconds, processor, ratios_of_all, write_results
+from common import markdown_table, median_seconds, parser_of, processor, ratios_of_all, write_results
 
 import torch
 from models import quant
@@ -117,9 +115,8 @@ def layer_ratios(shape: Shape, images: int, repeats: int, progress: tqdm) -> dic
     return found
 
 
-def side_by_side(own: dict | None = None) -> str:
-    """The tables of all processors in `RESULTS` as one: median and worst ratio of each kind of setting."""
-    machines = ratios_of_all("layers") | ({processor(): own} if own else {})  # what is not written yet
+def side_by_side(machines: dict[str, dict]) -> str:
+    """The ratios of all processors as one table: median and worst of each kind of setting."""
     kinds = {setting.name: f"W{setting.bits}A{setting.bits}, {setting.kind}" for setting in settings()}
     rows = []
     for kind in dict.fromkeys(kinds.values()):
@@ -136,17 +133,17 @@ def side_by_side(own: dict | None = None) -> str:
     return markdown_table(["", *(f"{machine}, {what}" for machine in machines for what in ("median", "worst"))], rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--only", default="", help="part of the names of layers; others keep what was measured before")
     parser.add_argument("--images", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs after one warm-up; the median counts")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
+    machines = ratios_of_all("layers")
     if args.tables:
-        print(side_by_side())
-        return 0
-    ratios = ratios_of_all("layers").get(processor(), {})
+        print(side_by_side(machines))
+        return
+    ratios = machines.setdefault(processor(), {})  # what is there already stays
     cases = [(shape, images) for shape in SHAPES if args.only in shape.name for images in args.images]
     if not cases:
         parser.error(f"--only {args.only}: no layer is called so; there are {', '.join(shape.name for shape in SHAPES)}")
@@ -159,10 +156,9 @@ def main(argv: list[str] | None = None) -> int:
                 f"{MOST_SECONDS:g} s are over. {len(every)} cases, their median {every[len(every) // 2][0]:.2f}.", f"## The worst {WORST}",
                 markdown_table(["layer", "setting", "ratio", "float32, ms"],
                                [[layer, setting, f"{ratio:.2f}", f"{plain:.3g}"] for ratio, plain, layer, setting in every[:WORST]]),
-                "## Medians", side_by_side(ratios)]
+                "## Medians", side_by_side(machines)]
     write_results(f"layers_{processor()}", "Layers on crossbars", sections, {"ratios": ratios})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

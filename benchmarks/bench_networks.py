@@ -7,11 +7,9 @@ The networks are those of torchvision with random weights. Their batch norms are
 benchmarks/results/networks_<processor>.md and .json.
 """
 
-import argparse
-import sys
 import time
 
-from common import markdown_table, median_seconds, processor, write_results
+from common import markdown_table, median_seconds, parser_of, processor, write_results
 
 import torch
 import torchvision
@@ -34,13 +32,12 @@ def settled(name: str, images: torch.Tensor) -> torch.nn.Module:
     return network.eval().to(memory_format=torch.channels_last)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("--networks", nargs="+", default=["resnet18", "mobilenet_v3_large", "efficientnet_b0", "vit_b_16"],
                         help="names of torchvision")
     parser.add_argument("--images", type=int, default=8, help="of 224 x 224 pixels, in a batch")
     parser.add_argument("--calib_images", type=int, default=16, help="that choose scales and ADC ranges")
-    parser.add_argument("--repeats", type=int, default=5, help="timed passes after one warm-up; the median counts")
     args = parser.parse_args(argv)
     numbers = torch.Generator().manual_seed(0)
     calibration = torch.randn(args.calib_images, 3, 224, 224, generator=numbers)
@@ -61,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"correction and calibration on {args.calib_images} images, with what is compiled once.",
                 markdown_table(["network", "setting", "ms an image", "ratio to float32", "conversion, s"], rows)]
     write_results(f"networks_{processor()}", "Converted networks", sections, {"networks": found})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

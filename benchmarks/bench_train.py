@@ -5,10 +5,8 @@
 Writes benchmarks/results/train.md and train.json.
 """
 
-import argparse
-import sys
 
-from common import build, markdown_table, median_seconds, sample_images, write_results
+from common import build, markdown_table, median_seconds, parser_of, sample_images, write_results
 
 import torch
 from models.quant.layers.quantizers import OFF
@@ -32,10 +30,9 @@ def step_of(bits, bf16, images, labels):
     return step
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7, help="timed steps after one warm-up; the median counts")
     args = parser.parse_args(argv)
     images, labels = sample_images(args.batch_size)
     steps = [step_of(bits, bf16, images, labels) for _, bits, bf16 in SETTINGS]
@@ -46,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     sections = [f"VGG7 on 32x32 images, batch {args.batch_size}, one step of SGD; median of {args.repeats} steps after a "
                 "warm-up.", markdown_table(["step", "ms an image", "ratio to float32"], rows)]
     write_results("train", "Training step", sections, {"ms_an_image": milliseconds, "batch_size": args.batch_size})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,12 +11,11 @@ benchmarks/results/ways_<processor>.md and .json.
 import argparse
 import copy
 import functools
-import sys
 from collections.abc import Callable, Iterator
 
 import bench_engines
 from bench_networks import settled
-from common import markdown_table, median_seconds, processor, ratios_of_all, sample_images, write_results
+from common import markdown_table, median_seconds, parser_of, processor, ratios_of_all, sample_images, write_results
 
 import torch
 from models import quant
@@ -83,9 +82,8 @@ def without_each(network: nn.Module, plain: nn.Module, images: torch.Tensor, chi
     return found
 
 
-def side_by_side(own: dict | None = None) -> str:
+def side_by_side(machines: dict[str, dict]) -> str:
     """For each way and processor what it is worth at most, and where."""
-    machines = ratios_of_all("ways") | ({processor(): own} if own else {})  # what is not written yet
     rows = []
     for way in WAYS:
         row = [way]
@@ -100,18 +98,18 @@ def side_by_side(own: dict | None = None) -> str:
     return markdown_table(header, rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__, repeats=3)
     parser.add_argument("--networks", nargs="+", default=["vgg7", "resnet18", "efficientnet_b0"])
     parser.add_argument("--resume", help="checkpoint of a trained 4-bit VGG7; default random weights")
     parser.add_argument("--data_path", help="folder of images for VGG7; default the embedded digits")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs after one warm-up; the median counts")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
+    machines = ratios_of_all("ways")
     if args.tables:
-        print(side_by_side())
-        return 0
-    ratios = ratios_of_all("ways").get(processor(), {})
+        print(side_by_side(machines))
+        return
+    ratios = machines.setdefault(processor(), {})  # what is there already stays
     with torch.inference_mode(), tqdm(total=len(args.networks) * len(SETTINGS)) as progress:
         for network, plain, images, on in networks(args):
             for setting, options in SETTINGS.items():
@@ -122,10 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     rows = [[network, setting, f"{values['all']:.2f}", *(f"{values[way]:.2f}" if way in values else "" for way in WAYS)]
             for network, settings in ratios.items() for setting, values in settings.items()]
     sections = [f"Time without a way over time with all, called in turns; median of {args.repeats}. VGG7: W4A4, 64 images; others W8A8, "
-                "2 images of 224 x 224.", markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side(ratios)]
+                "2 images of 224 x 224.", markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side(machines)]
     write_results(f"ways_{processor()}", "What each way is worth", sections, {"ratios": ratios})
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

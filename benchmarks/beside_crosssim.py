@@ -10,7 +10,6 @@ chip is drawn once, here, and its cells are put into both simulators. In the las
 benchmarks/results/beside_crosssim.md and .json.
 """
 
-import argparse
 import re
 import statistics
 import sys
@@ -18,7 +17,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common import markdown_table, write_results
+from common import markdown_table, parser_of, write_results
 
 import numpy as np
 import torch
@@ -218,7 +217,7 @@ COLUMNS = {  # of `row`: header, format
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("crosssim", type=Path, help="folder of CrossSim, version 3.2")
     parser.add_argument("--data_path", required=True, help="folder of the images, as for eval.py")
     parser.add_argument("--dataset", default="imagefolder", choices=("imagefolder", "cifar10"))

@@ -1,5 +1,6 @@
-"""What the benchmarks share: the clock, the plain network, and how a result is written down."""
+"""What the benchmarks share: flags, the clock, the plain network, and how a result is written down."""
 
+import argparse
 import datetime
 import json
 import math
@@ -20,6 +21,14 @@ from models.quant.storage.files import write_text  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def parser_of(about: str, repeats: int | None = None) -> argparse.ArgumentParser:
+    """The parser of a benchmark's flags. Args: about, its docstring; repeats, the default of --repeats, which it has then."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if repeats:
+        parser.add_argument("--repeats", type=int, default=repeats, help="timed runs after one warm-up; the median counts")
+    return parser
 
 
 def build(name: str, wbit: int, abit: int) -> torch.nn.Module:

@@ -8,16 +8,13 @@ Weights are random, unless a package holds trained ones. What is reached does no
 spec=None)`). This also checks that the network gives the same answers before and after its weights are bound.
 """
 
-import argparse
 import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
+
+from common import parser_of
 
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
 from experiment.program.cli import UserError, one_line, run_main, user_error
 from experiment.report.tables import text_table
@@ -118,7 +115,7 @@ def row(package: str, name: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("networks", nargs="*", metavar="PACKAGE/NAME", help=f"of {', '.join(NETWORKS)}; all by default")
     parser.add_argument("--families", action="store_true", help="networks of many more families in place of those")
     args = parser.parse_args(argv)

@@ -7,11 +7,10 @@ The network is EfficientNet-Lite0, with 17 depthwise layers of 50. The photograp
 scikit-image hold. Some crops choose quantizers and ADC ranges, others are classified. Writes benchmarks/results/photographs.md and .json.
 """
 
-import argparse
 import sys
 import time
 
-from common import markdown_table, median_seconds, write_results
+from common import markdown_table, median_seconds, parser_of, write_results
 
 import torch
 from experiment.program.cli import needed, run_main
@@ -70,7 +69,7 @@ def signal_to_error(wanted: Tensor, found: Tensor) -> float | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=56, help="crops that are classified")
     parser.add_argument("--calib_images", type=int, default=32, help="crops that choose scales and ADC ranges")
     parser.add_argument("--repeats", type=int, default=3, help="timed passes of 8 images after one warm-up; the median counts")

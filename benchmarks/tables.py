@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, markdown_table, write_results
+from common import RESULTS, markdown_table, parser_of, write_results
 
 from experiment.program.cli import UserError, run_main, run_program
 from experiment.settings.eval_settings import checkpoint_of
@@ -233,7 +233,7 @@ def write(name: str, tables: dict[str, list[Row]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--network", default=ROOT / "pretrained" / "vgg7_w4a4_cifar10.pt", help="what train.py made, or exported")
     parser.add_argument("--dataset", default="imagefolder")
     parser.add_argument("--data_path", required=True, help="folder of the images, as for eval.py")
