@@ -115,22 +115,14 @@ class Form:
             y = y[..., 0]
         if self.dims == 3:
             images = len(x) if x.dim() > 4 else 1
-            y = y.view(images, len(y) // images, *y.shape[1:]).transpose(1, 2)
+            y = y.view(images, self.planes_of(x), *y.shape[1:]).transpose(1, 2)
         return y if x.dim() > self.dims + 1 else y[0]
 
     def empty(self, x: Tensor, weight: Tensor) -> Tensor:
         """The product of an input without numbers: none, in its shape."""
-        if self.columns:
-            return x.new_empty(*x.shape[:-2], len(weight), x.shape[-1])
-        if self.kind == "linear":
-            return x.new_empty(*x.shape[:-1], weight.shape[1 if self.turned else 0])
-        if self.kind == "transposed":
-            padding = tuple(before for before, _ in self.padding)
-            name, numbers = f"conv_transpose{self.dims}d", (self.stride, padding, self.output_padding, self.groups, self.dilation)
-        else:
-            x = F.pad(x, [size for sides in reversed(self.padding) for size in sides])
-            name, numbers = f"conv{self.dims}d", (self.stride, 0, self.dilation, self.groups)
-        return getattr(F, name)(x.float(), weight.float(), None, *numbers).to(x.dtype)
+        images, kernel = self.images(x), self.kernel(weight)
+        size = images.shape[1:3] if self.kind == "linear" else self.geometry.output_size(*images.shape[1:3], kernel.shape[2:])
+        return self.outputs(images.new_empty(len(images), *size, len(kernel)), x)
 
     def planes_of(self, x: Tensor) -> int:
         """Images of the convolution for each image of the input."""
