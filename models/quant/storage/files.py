@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import secrets
 import tempfile
 import warnings
 import zipfile
@@ -30,17 +31,16 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """
     path = Path(path)
     remove_stale(path.parent, f".{glob.escape(path.name)}.*.tmp")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
     if os.name == "posix":  # the rename itself is safe only once the folder is on the disk
         folder = os.open(path.parent, os.O_RDONLY)
@@ -82,12 +82,6 @@ def remove_stale(folder: Path, pattern: str) -> None:
                 with contextlib.suppress(OSError):
                     if os.fstat(new.fileno()).st_mtime - old.stat().st_mtime > STALE:
                         old.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager
