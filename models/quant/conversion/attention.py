@@ -48,8 +48,11 @@ class OpenAttention(nn.MultiheadAttention):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
         images_first = self.batch_first or not batched
 
+        widths_differ = self.in_proj_weight is None  # keys or values have another width, and each its own weight
+        matrices = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if widths_differ else self.in_proj_weight.chunk(3)
+        biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q, k, v = (self._to_heads(F.linear(x, weight, bias), images_first)
-                   for x, weight, bias in zip((query, key, value), self._in_weights(), self._in_biases()))
+                   for x, weight, bias in zip((query, key, value), matrices, biases))
         keys = k.shape[2]
         k, v = self._with_own_keys(k, self.bias_k), self._with_own_keys(v, self.bias_v)
         if is_causal and key_padding_mask is None and not need_weights:
@@ -71,14 +74,6 @@ class OpenAttention(nn.MultiheadAttention):
         if not batched:
             y, weights = y[0], None if weights is None else weights[0]
         return y, weights
-
-    def _in_weights(self):
-        if self.in_proj_weight is None:  # keys or values of another width
-            return self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
-        return self.in_proj_weight.chunk(3)
-
-    def _in_biases(self):
-        return (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
 
     def _to_heads(self, x, images_first):
         """`[N, heads, T, d]` of `[N, T, embed_dim]`, or of `[T, N, embed_dim]`."""
