@@ -36,22 +36,28 @@ def read(path: str | Path) -> dict[str, Any]:
     if names[0] == "weight_level":
         return read_joint(path, names, lines)
     if columns == {"states", "mean", "std"}:
-        return _states(path, lines)
+        for line in lines:
+            check_siemens(f"{path}, line {line.number}", np.array([line.values["mean"], line.values["std"]]))
+        return _gaussian(path, lines, "states", "mean", "std", 1e6)
     if {"level", "conductance_uS"} <= columns <= LEVEL_COLUMNS:
-        return _gaussian(path, lines) if "std_uS" in columns else _samples(path, lines)
+        check_us(path, lines, ["conductance_uS"])
+        if "std_uS" not in columns:
+            return _samples(path, lines)
+        check_std_us(path, lines, "std_uS")
+        return _gaussian(path, lines, "level", "conductance_uS", "std_uS")
     raise ValueError(f"{path}, line 1: columns {','.join(names)}; known are level,conductance_uS (with time_s,temp_C,cell,std_uS), "
                      "weight_level,cell0,cell1,... and states,mean,std")
 
 
-def _moments(path: Path, lines: list[Line]) -> dict[float | None, dict[float | None, list[list[Line]]]]:
+def _moments(path: Path, lines: list[Line], column: str = "level") -> dict[float | None, dict[float | None, list[list[Line]]]]:
     """Lines by temperature, time and level, both rising. All have the same levels."""
-    moments, count = {}, int(max(line.values["level"] for line in lines)) + 1
+    moments, count = {}, int(max(line.values[column] for line in lines)) + 1
     for line in sorted(lines, key=lambda line: (line.values.get("temp_C", 0.0), line.values.get("time_s", 0.0))):
         moments.setdefault(line.values.get("temp_C"), {}).setdefault(line.values.get("time_s"), []).append(line)
     for temp, times in moments.items():
         for time, of_moment in times.items():
             what = "".join(f" at {value:g} {unit}" for value, unit in ((time, "s"), (temp, "C")) if value is not None)
-            times[time] = levels = by_level(path, of_moment, "level", what)
+            times[time] = levels = by_level(path, of_moment, column, what)
             if len(levels) < count:
                 raise ValueError(f"{path}, line {levels[-1][-1].number}: the data end{what} without level {len(levels)}; other times or "
                                  f"temperatures have {count} levels")
@@ -59,7 +65,6 @@ def _moments(path: Path, lines: list[Line]) -> dict[float | None, dict[float | N
 
 
 def _samples(path: Path, lines: list[Line]) -> dict[str, Any]:
-    check_us(path, lines, ["conductance_uS"])
     moments = _moments(path, lines)
     reads = {temp: [[np.array([line.values["conductance_uS"] for line in level]) for level in levels] for levels in times.values()]
              for temp, times in moments.items()}
@@ -68,21 +73,19 @@ def _samples(path: Path, lines: list[Line]) -> dict[str, Any]:
     return _device(path, Samples(path.stem, series), targets, sum(map(len, _first(moments))))
 
 
-def _gaussian(path: Path, lines: list[Line]) -> dict[str, Any]:
-    check_us(path, lines, ["conductance_uS"])
-    check_std_us(path, lines, "std_uS")
-    check_spread(path, lines, "std_uS", "conductance_uS")
-    moments = _moments(path, lines)
+def _gaussian(path: Path, lines: list[Line], column: str, mean: str, std: str, to_us: float = 1.0) -> dict[str, Any]:
+    """Args: the columns of the level, its mean and its deviation; to_us, microsiemens in their unit."""
+    check_spread(path, lines, std, mean)
+    moments = _moments(path, lines, column)
     for level in (level for times in moments.values() for levels in times.values() for level in levels):
         if len(level) > 1:
-            raise ValueError(f"{path}, line {level[1].number}: a second line of level {int(level[1].values['level'])}; with "
-                             "std_uS there is one a level, time and temperature")
+            raise ValueError(f"{path}, line {level[1].number}: a second line of {column.removesuffix('s')} {int(level[1].values[column])}; "
+                             f"with {std} there is one a level, time and temperature")
     series = []
     for temp, times in moments.items():
-        mean, std = (np.array([[level[0].values[key] for level in levels] for levels in times.values()])
-                     for key in ("conductance_uS", "std_uS"))
-        targets = _targets(path, moments, mean[0].tolist()) if not series else series[0].targets
-        series.append(Series(temp, _times(times), targets, mean, std))
+        means, stds = (to_us * np.array([[level[0].values[key] for level in levels] for levels in times.values()]) for key in (mean, std))
+        targets = _targets(path, moments, means[0].tolist()) if not series else series[0].targets
+        series.append(Series(temp, _times(times), targets, means, stds))
     return _device(path, Table(path.stem, series), series[0].targets, None)
 
 
@@ -100,18 +103,6 @@ def _first(moments: dict) -> list[list[Line]]:
 
 def _times(times: dict) -> tuple[float, ...]:
     return () if None in times else tuple(times)
-
-
-def _states(path: Path, lines: list[Line]) -> dict[str, Any]:
-    levels = by_level(path, lines, "states")
-    for level in levels:
-        if len(level) > 1:
-            raise ValueError(f"{path}, line {level[1].number}: a second line of state {int(level[1].values['states'])}")
-        check_siemens(f"{path}, line {level[0].number}", np.array([level[0].values["mean"], level[0].values["std"]]))
-    check_spread(path, lines, "std", "mean")
-    mean, std = (np.array([1e6 * level[0].values[key] for level in levels]) for key in ("mean", "std"))
-    check_rise(mean, lambda level: f"{path}, line {levels[level][0].number}")
-    return _device(path, Table(path.stem, [Series(None, (), mean, mean[None], std[None])]), mean, None)
 
 
 def _device(path: Path, law: Samples | Table, targets: np.ndarray, n: int | None) -> dict[str, Any]:
