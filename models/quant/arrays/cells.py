@@ -1,8 +1,8 @@
 """What the cells of one layer hold on one chip (`Cells`), as integers on a grid that every engine computes with exactly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +62,11 @@ class Cells:
         """What a row adds to `u`: int32 `[slices, groups, rows, out / groups]`."""
         return self.values - self.reference[..., None] if analog else self.values
 
+    def raised(self, off: Sequence[int]) -> "Cells":
+        """These with so much more, on their grid, in all cells of each slice and its reference."""
+        shift = torch.as_tensor(off, dtype=torch.int32, device=self.values.device)
+        return Cells(self.values + shift.view(-1, 1, 1, 1), self.reference + shift.view(-1, 1, 1), self.fraction_bits)
+
     def u_range(self, analog: bool, arrays: list[tuple[int, int]], drive: int) -> list[tuple[int, int]]:
         """Smallest and largest `u` that any read of each slice can have; `drive`, the largest digit of an input."""
         weights, ends = self.weights(analog), []
@@ -104,11 +109,6 @@ class Chip:
         if self.readout is not None and self.readout.curve is not None:  # of rows that are on or off
             fixed += hardware("inputs")
         return all(getattr(old, name) == getattr(new, name) for name in fixed)
-
-
-def on_grid(x: np.ndarray, bits: int) -> np.ndarray:
-    """`rint(2^F x)`, int32, of cell values x in units of levels."""
-    return np.rint(x * 2.0 ** fraction_bits(bits)).astype(np.int32)
 
 
 def _shape(part: object) -> str:

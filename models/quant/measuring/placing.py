@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from .. import engines
-from ..arrays.cells import Cells, Chip
+from ..arrays.cells import Chip
 from ..arrays.spec import CrossbarSpec
 from ..layers.crossbar import Qconv2dDoreFa, crossbar_layers
-from ..network.program import program as program_cells
+from ..network.program import off_currents, program as program_cells
 from .setting import Setting, fits
 
 Stored = Mapping[str, torch.Tensor | Chip]  # {layer: weight codes that its cells hold, or the cells of a chip}
@@ -68,13 +68,10 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
     """
     for _, layer in crossbar_layers(network):
         setting.chips.check(layer)
-        cells = layer.ideal_cells()
+        cells, nominal = layer.ideal_cells(), None
         if layer.spec.reference == "digital":  # which sees the off-current
-            off = [round(2**cells.fraction_bits * setting.chips.device.levels(bits)[0] / setting.chips.device.step(bits))
-                   for bits in layer.slice_bits]
-            shift = torch.tensor(off, dtype=torch.int32, device=cells.values.device)
-            cells = Cells(cells.values + shift.view(-1, 1, 1, 1), cells.reference + shift.view(-1, 1, 1), cells.fraction_bits)
-        layer.set_cells(cells, cells if layer.spec.reference == "digital" else None, None)  # engines are chosen as for the chip's
+            cells = nominal = cells.raised(off_currents(layer, setting.chips.device))
+        layer.set_cells(cells, nominal, None)  # engines are chosen as for the chip's
 
 
 def use_cells(network: nn.Module, cells: Stored | None) -> None:

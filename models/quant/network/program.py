@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..arrays.cells import LARGEST_CELL, Cells, Chip, fraction_bits, on_grid
+from ..arrays.cells import LARGEST_CELL, Cells, Chip, fraction_bits
 from ..arrays.circuits import Circuits
 from ..arrays.readout import Readout
 from ..devices import Device, Wires, faults
@@ -149,76 +149,53 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
 
 
 def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
-    """A layer on the chip."""
-    if layer.spec.weights == "pair":
-        return _pair_chip(name, layer, draw)
-    ideal, spec = layer.ideal_cells(), layer.spec
-    device = _with_map(draw.device, layer.arrays, ideal.values.shape[3], 1)
-    scale, digital = 2**ideal.fraction_bits, spec.reference == "digital"
-    levels = (ideal.values.cpu() // scale).numpy().astype(np.uint8)
-    twice = layer.weight_quant.reference_twice(spec.slice_bits)
-    joint = _joint(name, layer, draw, levels, VALUES, device) if device.rows else None
-    values, reference = np.empty(levels.shape, np.int32), np.empty(levels.shape[:3], np.int32)
-    off, curves = np.zeros(len(levels)), []
-    for k, bits in enumerate(spec.slice_bits):
-        g_min, step = device.levels(bits)[0], device.step(bits)
-        # An off-current that a digital reference does not take away is part of a cell's value.
-        off[k] = np.rint(scale * g_min / step) if digital else 0
-        drawn = device.draw(levels[k], bits, generator(draw.seed, name, k, VALUES)) if joint is None else joint[k]
-        column = _reference_column(draw, bits, twice[k], levels.shape[1:3], generator(draw.seed, name, k, REFERENCE))
-        if draw.wires.resist:  # the reference column stands in the array where the reference is analog
-            lines = drawn if digital else np.concatenate([column[..., None], drawn], axis=-1)
-            lines, curve = _behind_wires(lines, layer, draw, generator(draw.seed, name, k, INPUTS), int(not digital))
-            drawn, column = (lines, column) if digital else (lines[..., 1:], lines[..., 0])
-            curves.append(_of_cells(curve, scale, step, scale * g_min / step - off[k]))
-        values[k] = on_grid((drawn - g_min) / step, spec.cell_bits) + off[k].astype(np.int32)
-        if digital:
-            reference[k] = twice[k] * scale // 2 + off[k]
-        else:
-            reference[k] = np.rint(scale * (column - g_min) / step)
-        draw.done()
-    where = ideal.values.device
-    cells = Cells(torch.from_numpy(values).to(where), torch.from_numpy(reference).to(where), ideal.fraction_bits)
-    nominal, shift = None, torch.from_numpy(off.astype(np.int32)).to(where)
-    if off.any():
-        nominal = Cells(ideal.values + shift.view(-1, 1, 1, 1), ideal.reference + shift.view(-1, 1, 1), ideal.fraction_bits)
-    shares = [0.0 if digital or draw.reference_cells == "ideal" else 1.0 if r % 2 == 0 else 0.5 for r in twice]
-    return Chip(cells, nominal, _readout(name, layer, draw, scale, off, shares, curves), _of_arrays(draw), layer.code_sums())
-
-
-def _pair_chip(name, layer, draw):
-    """A layer of pairs on the chip. Its reference, where noise is concerned, is the other cell of each pair, on or off: 1 of it."""
-    ideal, device, wires = layer.ideal_cells(), draw.device, draw.wires
-    scale = 2**ideal.fraction_bits
-    signed = ideal.values.cpu().numpy() // scale
-    lines = [(part, size.clip(0).astype(np.uint8)) for part, size in ((VALUES, signed), (NEGATIVE, -signed))]
-    devices = {part: _with_map(device, layer.arrays, signed.shape[3], 2, side) for side, (part, _) in enumerate(lines)}
-    joint = {part: _joint(name, layer, draw, levels, part, devices[part]) for part, levels in lines} if device.rows else None
-    values, both, curves = np.empty(signed.shape, np.int32), None, []
-    if wires.access == "gate" or any(device.cell_noise(bits)[1] for bits in layer.slice_bits):
-        both = np.empty(signed.shape, np.int32)
+    """A layer on the chip: of pairs the lines of both signs are drawn, of other cells their one line and the reference column."""
+    spec, ideal, device = layer.spec, layer.ideal_cells(), draw.device
+    pairs, digital, scale = spec.weights == "pair", spec.reference == "digital", 2**ideal.fraction_bits
+    held = ideal.values.cpu().numpy() // scale
+    lines = [(part, levels.clip(0).astype(np.uint8)) for part, levels in ((VALUES, held), (NEGATIVE, -held))[:1 + pairs]]
+    devices = [_with_map(device, layer.arrays, held.shape[3], len(lines), side) for side in range(len(lines))]
+    joint = [_joint(name, layer, draw, levels, part, own) for (part, levels), own in zip(lines, devices)] if device.rows else None
+    twice, off, curves, both = layer.weight_quant.reference_twice(layer.slice_bits), off_currents(layer, device), [], None
+    values, reference = np.empty(held.shape, np.int32), ideal.reference.cpu().numpy() + off[:, None, None]
+    if pairs and (draw.wires.access == "gate" or any(device.cell_noise(bits)[1] for bits in layer.slice_bits)):
+        both = np.empty(held.shape, np.int32)
     for k, bits in enumerate(layer.slice_bits):
         g_min, step = device.levels(bits)[0], device.step(bits)
-        drawn = [devices[part].draw(levels[k], bits, generator(draw.seed, name, k, part)) if joint is None else joint[part][k]
-                 for part, levels in lines]
-        if wires.resist:
-            sides = np.stack(drawn, axis=-1)  # the lines of a pair side by side
-            behind, curve = _behind_wires(sides.reshape(*sides.shape[:2], -1), layer, draw, generator(draw.seed, name, k, INPUTS))
-            curves.append(_of_cells(curve, scale, step, scale * g_min / step))
-            drawn = np.moveaxis(behind.reshape(sides.shape), -1, 0)
-        values[k] = on_grid((drawn[0] - drawn[1]) / step, layer.cell_spec.cell_bits)
+        drawn = [own.draw(levels[k], bits, generator(draw.seed, name, k, part)) for (part, levels), own in zip(lines, devices)
+                 ] if joint is None else [of_line[k] for of_line in joint]
+        column = np.empty((*held.shape[1:3], 0))  # that of the reference: pairs and digital references have none
+        if not (pairs or digital):
+            column = _reference_column(draw, bits, twice[k], held.shape[1:3], generator(draw.seed, name, k, REFERENCE))[..., None]
+        beside = column.shape[2]
+        if draw.wires.resist:  # the lines of a pair stand side by side
+            seen = np.concatenate([column, np.stack(drawn, axis=-1).reshape(*held.shape[1:3], -1)], axis=-1)
+            seen, curve = _behind_wires(seen, layer, draw, generator(draw.seed, name, k, INPUTS), beside)
+            column, drawn = seen[..., :beside], np.moveaxis(seen[..., beside:].reshape(*held.shape[1:], -1), -1, 0)
+            curves.append(_of_cells(curve, scale, step, scale * g_min / step - off[k]))
+        plus, minus = drawn if pairs else (drawn[0], g_min)
+        values[k] = np.rint(scale * ((plus - minus) / step)) + off[k]
+        if beside:
+            reference[k] = np.rint(scale * (column[..., 0] - g_min) / step)
         if both is not None:
-            both[k] = on_grid((drawn[0] + drawn[1] - 2 * g_min) / step, layer.cell_spec.cell_bits)
+            both[k] = np.rint(scale * ((plus + minus - 2 * g_min) / step))
         draw.done()
     where = ideal.values.device
-    cells = Cells(torch.from_numpy(values).to(where), ideal.reference, ideal.fraction_bits)
-    slices, both = len(values), None if both is None else torch.from_numpy(both).to(where)
-    readout = _readout(name, layer, draw, scale, np.zeros(slices), [1.0] * slices, curves, both)
-    return Chip(cells, None, readout, _of_arrays(draw), layer.code_sums())
+    values, reference, both = (part if part is None else torch.from_numpy(part).to(where) for part in (values, reference, both))
+    # Where noise is concerned, the reference of a cell in a pair is the other one, on or off: 1 of it.
+    shares = [0.0 if digital or draw.reference_cells == "ideal" else 1.0 if pairs or r % 2 == 0 else 0.5 for r in twice]
+    readout = _readout(name, layer, draw, scale, off, shares, curves, both)
+    return Chip(Cells(values, reference, ideal.fraction_bits), ideal.raised(off) if off.any() else None, readout,
+                of_arrays=draw.wires.resist or device.stuck_mask is not None, code_sums=layer.code_sums())
 
 
-def _of_arrays(draw):
-    return draw.wires.resist or draw.device.stuck_mask is not None
+def off_currents(layer: CrossbarLayer, device: Device) -> np.ndarray:
+    """What the cells of each slice hold beside their levels, on their grid, int32: the device's off-current, where a digital reference does
+    not take it away."""
+    if layer.spec.reference != "digital":
+        return np.zeros(len(layer.slice_bits), np.int32)
+    scale = 2**fraction_bits(layer.cell_spec.cell_bits)
+    return np.array([round(scale * device.levels(bits)[0] / device.step(bits)) for bits in layer.slice_bits], np.int32)
 
 
 def _of_cells(curve, scale, step, missing):
