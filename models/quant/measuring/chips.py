@@ -68,6 +68,9 @@ class Reads:
     noise_seed: int = number(0, "seed of what is drawn again at each read. Each chip has draws of its own", COUNT_OR_0, of="run")
 
 
+OF_READS = tuple(item.name for item in fields(Reads) if item.metadata["of"] == "reads")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Draws:
     """How many chips a setting has. Attributes: chips; chip_seed, the seed of the first one."""
@@ -137,11 +140,10 @@ class Chips(Draws, Reads):
 
         Raises: ValueError for a device of fewer levels than a cell has, see `program`.
         """
-        noise = None if self.read_noise == "device" else self.read_noise  # the device has its own already
-        program(network, self.drawn, seed, self.reference_cells, read_noise=noise, adc_noise=self.adc_noise,
-                      adc_offset=self.adc_offset, adc_gain=self.adc_gain, adc_inl=self.adc_inl, adc_dnl=self.adc_dnl,
-                      adc_mismatch=self.adc_mismatch, comparator_noise=self.comparator_noise, wires=self.wires, noise_seed=self.noise_seed,
-                      progress=progress)
+        reads = {name: getattr(self, name) for name in OF_READS}
+        if self.read_noise == "device":
+            reads["read_noise"] = None  # it has its own already
+        program(network, self.drawn, seed, self.reference_cells, **reads, wires=self.wires, noise_seed=self.noise_seed, progress=progress)
 
     def __str__(self) -> str:
         return self.text()
@@ -166,8 +168,7 @@ class Chips(Draws, Reads):
         """What the cells are called in names of files: the device, and what is not at its first or its default."""
         first = self.device.law.moment(None, self.device.temp)[0]
         text = self.text("device_time" if self.device.time == first else None)
-        of_reads = {item.name for item in fields(self) if item.metadata.get("of") == "reads"}
-        parts = [part for part in text.split(", ") if part.split(" ")[0] not in of_reads]
+        parts = [part for part in text.split(", ") if part.split(" ")[0] not in OF_READS]
         return "_".join(part.replace(" at ", "_").replace(" and ", "_").replace(" ", "") for part in parts)
 
     def value(self, name: str) -> Any:
