@@ -154,10 +154,9 @@ class Form:
         x = F.pad(x, (0, 0, 0, 0, *self.padding[0]))
         if x.shape[2] < self._reach:
             raise RuntimeError(f"the input has {x.shape[2]} planes with its padding, and the kernel reaches over {self._reach}")
-        first = torch.arange(0, x.shape[2] - self._reach + 1, self.stride[0], device=x.device)
-        seen = first[:, None] + torch.arange(0, self._reach, self.dilation[0], device=x.device)
-        x = x[:, :, seen].unflatten(1, (self.groups, -1))  # N, groups, C / groups, D', kd, H, W
-        return x.permute(0, 3, 1, 4, 2, 5, 6).flatten(2, 4).flatten(0, 1)
+        x = x.unfold(2, self._reach, self.stride[0])[..., ::self.dilation[0]]
+        x = x.unflatten(1, (self.groups, -1))  # N, groups, C / groups, D', H, W, kd
+        return x.permute(0, 3, 1, 6, 2, 4, 5).flatten(2, 4).flatten(0, 1)
 
     @property
     def _reach(self):
