@@ -150,8 +150,8 @@ DATA = {"relu": lambda x: x.relu(), "gelu": F.gelu, "silu": lambda x: F.silu(2 *
 
 
 def fitted(values, bits, encoding, method="mse"):
-    quantizer = InputQuantizer(bits)
-    quantizer.fit(values, values.min().item(), values.max().item(), encoding, method)
+    quantizer = InputQuantizer(bits, encoding)
+    quantizer.fit(values, values.min().item(), values.max().item(), method)
     return quantizer
 
 
@@ -243,8 +243,8 @@ def test_windows_follow_the_data():
     (-1.0, 14.0, "offset", (-1, 14), 1.0), (-1.0, 14.0, "twos", (-8, 7), 2.0), (-15.0, 0.0, "phases", (-15, 0), 1.0)])
 def test_steps_of_inputs_that_clip_nothing(lowest, largest, encoding, window, scale):
     """The extremes count, not the sample; `ternary` at 7: no step holds more with fewer codes, so that the symmetric one is as good."""
-    quantizer = InputQuantizer(4)
-    quantizer.fit(torch.linspace(lowest, largest, 50) / 2, lowest, largest, encoding, "max")
+    quantizer = InputQuantizer(4, encoding)
+    quantizer.fit(torch.linspace(lowest, largest, 50) / 2, lowest, largest, "max")
     assert quantizer.scale.item() == pytest.approx(scale, rel=1e-6)
     assert quantizer.window == ((-7, 7) if encoding == "ternary" else window)
 
@@ -260,7 +260,7 @@ def test_one_bit_and_zeros():
         quantizer = fitted(torch.zeros(9), 4, encoding)
         assert quantizer.window == (0, 15) and quantizer.scale == 1 and quantizer(torch.zeros(3)).tolist() == [0, 0, 0]
     late = InputQuantizer(4)
-    late.fit(torch.zeros(9), -1.0, 3.0, "phases")  # the sample missed them
+    late.fit(torch.zeros(9), -1.0, 3.0)  # the sample missed them
     assert late.scale >= 0.2 and late.window[1] > 0
 
 
@@ -272,7 +272,8 @@ def test_input_quantizer_is_kept_as_it_is():
     for each in (through_a_file(source, other), copy.deepcopy(source), copy.deepcopy(source).half(), copy.deepcopy(source).double()):
         assert each.window == (-1, 14) and each.scale.dtype == torch.float32 and torch.equal(each.codes(x), source.codes(x))
     again = copy.deepcopy(source)
-    again.fit(x, x.min().item(), x.max().item(), "twos")
+    again.encoding = "twos"
+    again.fit(x, x.min().item(), x.max().item())
     assert again.window == (-8, 7) and again.lo == -8 and again.hi == 7 and source.window == (-1, 14) and source.lo == -1
 
 
@@ -298,7 +299,7 @@ def test_what_input_quantizers_refuse():
     quantizer, x = InputQuantizer(4), normal(9)
     for values, lowest in ((x[:0], -1.0), (x / 0, -1.0), (x * float("nan"), -1.0), (x, float("nan"))):
         with pytest.raises(ValueError, match="the inputs to fit a quantizer to are empty, or hold NaN or infinite"):
-            quantizer.fit(values, lowest, 1.0, "phases")
+            quantizer.fit(values, lowest, 1.0)
     assert InputQuantizer(32)(x) is x
 
 

@@ -167,7 +167,7 @@ def bound_again(model: nn.Module, facts: Sequence[Mapping[str, Any]]) -> nn.Modu
         known[name] = each["known"]
         digital |= {(name, other) for other in each["digital"]}
     for (layer, _), each in zip(bind(net, layers, known, digital, facts[0]["encoding"]).values(), facts):
-        layer.contiguous, layer.view, layer.act_quant.encoding = each["contiguous"], each["view"], each["encoding"]
+        layer.contiguous, layer.view = each["contiguous"], each["view"]
         if each["bits"]:
             layer.weight_quant.set_scale(1.0, len(layer.weight))  # of this shape, as the state has it
     return hooked(net).eval()

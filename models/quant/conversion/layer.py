@@ -56,7 +56,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         self.view = None if sources is not None or not path else (
             tuple(weight.shape), weight.stride(), weight.storage_offset() - root.storage_offset(), root.stride())
         self.register_buffer("made", None if sources is None else weight.detach().clone())
-        self.weight_quant, self.act_quant = LinearWQ(spec.w_bits), InputQuantizer(spec.a_bits)
+        self.weight_quant, self.act_quant = LinearWQ(spec.w_bits), InputQuantizer(spec.a_bits, encoding)
         self.register_buffer("quant_gain", torch.ones(len(self.weight), dtype=torch.float32))
         self.register_buffer("quant_offset", torch.zeros(len(self.weight), dtype=torch.float32))
         self._bias: Tensor | None = None
@@ -144,9 +144,9 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         else:
             self.weight_quant.set_scale(weight_scale, len(self.weight))
         if isinstance(activations, str):
-            self.act_quant.fit(sample, lowest, largest, self.encoding, activations)
+            self.act_quant.fit(sample, lowest, largest, activations)
         else:
-            self.act_quant.set_window(activations, self.encoding)
+            self.act_quant.set_window(activations)
         self.set_spec(self.spec)
 
     @torch.no_grad()

@@ -157,7 +157,7 @@ class InputQuantizer(_OwnScale, Quantizer):
     With 1 bit no window holds codes of both signs: the side of the larger extreme is kept, codes {0, 1} or {-1, 0}, and the
     other one becomes zero. The gradient passes where `lo <= x / s_a <= hi`.
 
-    Args: abit, 1..8, or 32 for off; encoding, which `fit` sets too.
+    Args: abit, 1..8, or 32 for off; encoding, see above.
     Buffers: `scale`, s_a, float32; `lo`, `hi`, int64 (as numbers: `window`). Scalars; 1, 0 and 2^a - 1 until `fit`.
     Raises: ValueError for other bits.
     """
@@ -196,13 +196,12 @@ class InputQuantizer(_OwnScale, Quantizer):
         return max(hi, -lo).bit_length() if lo < 0 and self.encoding in ("phases", "ternary") else self.abit
 
     @torch.no_grad()
-    def fit(self, values: Tensor, lowest: float, largest: float, encoding: str, method: str = "mse") -> None:
+    def fit(self, values: Tensor, lowest: float, largest: float, method: str = "mse") -> None:
         """Set step and window from inputs; all zero have step 1 and no negative codes.
 
         Args:
             values: a sample of them, any shape, in units of the input.
             lowest, largest: extremes of all inputs, also beyond the sample.
-            encoding: see the class; matters where `lowest` is negative.
             method: "mse": least squared error on the sample, over steps and windows; "max": the least step that clips nothing.
         Raises: ValueError for no inputs, or some that are not finite.
         """
@@ -211,19 +210,18 @@ class InputQuantizer(_OwnScale, Quantizer):
                              "calibration images and at the layers before")
         if self.abit == 1:
             lowest, largest = (lowest, 0.0) if -lowest > largest else (0.0, largest)
-        self.encoding = encoding
         if max(-lowest, largest) < scales.SMALLEST:
             self._set(1.0, 0, self.levels)
             return
         best = scales.of_inputs(values, lowest, largest, self._windows(lowest < 0), method)
         half = self.levels // 2
-        if best.lo < 0 < half and encoding in ("phases", "ternary"):
+        if best.lo < 0 < half and self.encoding in ("phases", "ternary"):
             symmetric = scales.of_inputs(values, lowest, largest, [(-half, half)], method)
             best = symmetric if symmetric.error <= SYMMETRIC_COSTS * best.error else best
         self._set(best.scale, best.lo, best.hi)
 
-    def set_window(self, window: tuple[float, int, int], encoding: str) -> None:
-        """Take this step and these codes. Args: window, (scale, lowest code, highest code); encoding, see the class.
+    def set_window(self, window: tuple[float, int, int]) -> None:
+        """Take this step and these codes. Args: window, (scale, lowest code, highest code).
 
         Raises: ValueError for numbers that are none, a step that is not positive and finite, or codes that a bits do not hold.
         """
@@ -235,11 +233,10 @@ class InputQuantizer(_OwnScale, Quantizer):
         if not scales.SMALLEST <= scale < math.inf:
             raise ValueError(f"the scale is {scale:g}; a positive, finite number is expected")
         half = 2 ** (self.abit - 1)
-        lowest, highest = (-half, half - 1) if lo < 0 and encoding == "twos" else (-self.levels, self.levels)
+        lowest, highest = (-half, half - 1) if lo < 0 and self.encoding == "twos" else (-self.levels, self.levels)
         if not (lowest <= lo <= 0 <= hi <= highest and 0 < hi - lo <= self.levels):
             raise ValueError(f"codes are {lo} to {hi}; allowed are, with {self.abit} bits, at most {self.levels + 1} codes, zero among them"
                              + (f", from {lowest} to {highest}" if highest < self.levels else ""))
-        self.encoding = encoding
         self._set(scale, lo, hi)
 
     def _windows(self, signed):

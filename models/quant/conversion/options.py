@@ -92,7 +92,7 @@ def scales_of(own: Mapping[Product, CrossbarSpec | None], labels: Mapping[Produc
                 if values is weights:
                     LinearWQ(own[product].w_bits).set_scale(value, len(product.form.kernel(product.weight)))
                 else:
-                    InputQuantizer(own[product].a_bits).set_window(value, inputs)
+                    InputQuantizer(own[product].a_bits, inputs).set_window(value)
             except ValueError as error:
                 raise ValueError(f"{option} of {labels[product][0]}: {error}") from None
     return {product: (weights.get(product, method), windows.get(product, activations)) for product in own}
