@@ -67,7 +67,7 @@ def running():
             import triton
             from triton.language import core
             from triton.runtime import interpreter
-            assert not isinstance(load().triton_ideal.kernel, triton.JITFunction), "triton was imported before the tests that need it"
+            assert not isinstance(load().triton_kernel.kernel, triton.JITFunction), "triton was imported before the tests that need it"
             patched, patch_language, execute = set(), interpreter._patch_lang, interpreter.GridExecutor.__call__
             of_type = once(core.tensor.__init__, lambda handle, kind: kind.name)
             dtype_of, dtypes = interpreter._get_np_dtype, {}

@@ -21,8 +21,8 @@ DECIDE_NOTHING = {
     ".storage", ".storage.bitplanes", ".storage.effective", ".storage.files", ".storage.sources", ".layers", ".layers.eager",
     ".layers.prepared", ".network", ".network.cell_files", ".network.diagnostics", ".network.expectation", ".network.filling",
     ".network.gate_errors", ".network.structure", ".saving", ".version", ".kernels", ".kernels.cache", ".kernels.checksum",
-    ".kernels.inner", ".engines.forks", ".engines.reach", ".engines.gpu", ".engines.gpu.triton_cells", ".engines.gpu.triton_gpu",
-    ".engines.gpu.triton_constants", ".engines.gpu.triton_ideal", ".engines.gpu.triton_readout", ".engines.gpu.triton_tile"}
+    ".kernels.inner", ".engines.forks", ".engines.reach", ".engines.gpu", ".engines.gpu.triton_conversion", ".engines.gpu.triton_gpu",
+    ".engines.gpu.triton_kernel", ".engines.gpu.triton_readout", ".engines.gpu.triton_tile"}
 KERNELS = ".engines.cpu"  # of an engine
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 with interpreter.chosen():  # Triton itself defines kernels, too
     triton = pytest.importorskip("triton", reason="triton is not installed")
     triton_gpu = interpreter.load()
-    from models.quant.engines.gpu import triton_cells, triton_ideal, triton_tile
+    from models.quant.engines.gpu import triton_conversion, triton_kernel, triton_tile
     import triton.language as tl
 
     @triton.jit
@@ -41,7 +41,7 @@ with interpreter.chosen():  # Triton itself defines kernels, too
     def convert(u_ptr, adc_ptr, out_ptr, n, MODE: tl.constexpr, BLOCK: tl.constexpr):
         index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         u = tl.load(u_ptr + index, mask=index < n)
-        code = triton_cells._static(u, adc_ptr, 0) if MODE == "static" else triton_tile.exact_code(u, adc_ptr, 0)
+        code = triton_kernel._corrected(u, adc_ptr, 0) if MODE == "static" else triton_tile.exact_code(u, adc_ptr, 0)
         tl.store(out_ptr + index, code, mask=index < n)
 
 
@@ -163,7 +163,7 @@ def planned_case(case, bits, delta, q_min=None):
 def test_usual_plan(mode, reference, cell_bits, dac_bits, bits, monkeypatch):
     """Kinds of read, whole digits and all slices without bits, steps of their own; in float32 and looked up."""
     if mode == "table":
-        monkeypatch.setattr(triton_ideal, "_float32_constants", lambda *args: None)
+        monkeypatch.setattr(triton_conversion, "_float32_constants", lambda *args: None)
     spec = CrossbarSpec(4, 4, cell_bits, 3, 32, "tap", reference, dac_bits)
     digits, slices = len(spec.digit_bits), len(spec.slice_bits)
     case = planned_case(layer_case(spec, padding=(1, 0, 2, 1), stride=(1, 2), groups=2, out=10), bits,
@@ -177,7 +177,7 @@ def test_usual_plan(mode, reference, cell_bits, dac_bits, bits, monkeypatch):
 def test_planned_sums_in_64_bits(mode, rows, monkeypatch):
     """With the code words of float32, which the steps multiply too; arrays of one block and of several."""
     if mode == "table":
-        monkeypatch.setattr(triton_ideal, "_float32_constants", lambda *args: None)
+        monkeypatch.setattr(triton_conversion, "_float32_constants", lambda *args: None)
     case = layer_case(CrossbarSpec(4, 4, 2, 3, rows, dac_bits=2), channels=310, kernel=(1, 1))
     case = planned_case(case, [[0, 4], [5, 6]], [[2.0**24, 3.5], [2.0**15, 3.25]])
     assert accumulators(case, mode).dtype == np.int64
@@ -207,9 +207,9 @@ def idle_here_and_there(case):
 def test_plans_by_ones(mode, reference, mapping, cell_bits, dac_bits, monkeypatch):
     """Each pixel of a tile has the converter of its own n; arrays that are not full, groups."""
     if mode != "static":
-        monkeypatch.setattr(triton_ideal, "_float32_constants", lambda *args: None)
+        monkeypatch.setattr(triton_conversion, "_float32_constants", lambda *args: None)
     if mode == "exact":
-        monkeypatch.setattr(triton_ideal, "MAX_BINS", 7)
+        monkeypatch.setattr(triton_conversion, "MAX_BINS", 7)
     spec = CrossbarSpec(4, 4, cell_bits, 3, 24, mapping, reference, dac_bits)
     case = idle_here_and_there(layer_case(spec, 80, 10, padding=(1, 0, 2, 1), stride=(1, 2), groups=2, size=(3, 3)))
     for seed in (0, 1):
@@ -289,8 +289,8 @@ def more_than_a_tile(tile, adc_range):
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 def test_tiles_that_the_layer_does_not_fill(tile, adc_range, monkeypatch):
     """Two tiles of pixels by two of channels in each group: those at the end overhang, and what overhangs is neither stored nor counted."""
-    real = triton_ideal.tiling
-    monkeypatch.setattr(triton_ideal, "tiling", lambda *args: (*tile, real(*args)[2]))
+    real = triton_conversion.tiling
+    monkeypatch.setattr(triton_conversion, "tiling", lambda *args: (*tile, real(*args)[2]))
     case = more_than_a_tile(tile, adc_range)
     check(case)
     if adc_range == "ideal":
@@ -300,8 +300,8 @@ def test_tiles_that_the_layer_does_not_fill(tile, adc_range, monkeypatch):
 @pytest.mark.parametrize("tile", [(32, 16), (64, 32), (64, 64)])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 def test_tiles_that_a_layer_on_a_chip_does_not_fill(tile, adc_range, monkeypatch):
-    real = triton_cells.tiling
-    monkeypatch.setattr(triton_cells, "tiling", lambda *args: (*tile, real(*args)[2]))
+    real = triton_conversion.tiling
+    monkeypatch.setattr(triton_conversion, "tiling", lambda *args: (*tile, real(*args)[2]))
     case = with_cells(more_than_a_tile(tile, adc_range))
     check(case)
     if adc_range == "ideal":
@@ -330,7 +330,7 @@ def test_cells_in_float32_or_float64_decided_for_the_layer(rows, reference):
 def test_a_plan_whose_reads_without_bits_have_any_step():
     case = with_cells(layer_case(CrossbarSpec(4, 4, 2, 3, 32, dac_bits=2)))
     case = planned_case(case, [[0, 4], [5, 6]], [[0.7, 3.5], [2.0, 3.25]])
-    assert triton_cells.conversion(case.layer())[0] == "static"
+    assert triton_conversion.conversion(case.layer())[0] == "static"
     case.delta[0][0] = 0.75  # multiples of 1/64 are what layers allow
     check(case, "static")
 
@@ -347,12 +347,12 @@ def test_another_chip_runs_the_same_code(adc_range):
 
 def test_tiling_fills_the_gpu_or_shrinks():
     constants = triton_gpu.prepare(layer_case(CrossbarSpec()).layer()).reads.constants
-    big, small = (triton_ideal.tiling("static", pixels, 512, 1, constants) for pixels in (65536, 64))
+    big, small = (triton_conversion.tiling("static", pixels, 512, 1, constants) for pixels in (65536, 64))
     assert big[:2] == (128, 64) and small[:2] == (64, 32)
     for mode in ("sum", "static", "table", "range", "dynamic", "histogram"):
         for pixels in (1, 17, 10**6):
             for channels in (1, 10, 1000):
-                m, n, _ = triton_ideal.tiling(mode, pixels, channels, 1, replace(constants, blocks=8, acc=tl.int64))
+                m, n, _ = triton_conversion.tiling(mode, pixels, channels, 1, replace(constants, blocks=8, acc=tl.int64))
                 assert 16 <= m <= 128 and 16 <= n <= 64 and m & (m - 1) == n & (n - 1) == 0
 
 
@@ -403,7 +403,7 @@ def test_float32_or_a_table_decided_for_the_layer(monkeypatch):
     check(case, "static")
     case.delta, case.q_min = [7.0] * 4, [-6] * 4
     check(case, "table")
-    monkeypatch.setattr(triton_ideal, "_float32_constants", lambda *args: None)
+    monkeypatch.setattr(triton_conversion, "_float32_constants", lambda *args: None)
     case.delta, case.q_min = [1.0, 0.7, 2.0, 0.7], [-8, -3, 0, -15]
     check(case, "table")
 
@@ -431,7 +431,7 @@ def test_float32_arithmetic_equals_the_transfer_everywhere(spec, data):
     w_codes = torch.zeros(1, spec.rows, 1, 1, dtype=torch.uint8)
     layer = MappedLayer(spec, Geometry(), w_codes, (2**bits - 1,), torch.tensor([delta], dtype=torch.float64),
                         torch.tensor([q_min]))
-    constants = triton_ideal._float32_constants(layer, 0, 0)
+    constants = triton_conversion._float32_constants(layer, 0, 0)
     u = np.arange(low, high + 1)
     scale = np.float32(constants[0] if constants else spec.unit / delta)
     bounds = magic + np.float32(q_min), magic + np.float32(q_min + 2**spec.adc_bits - 1)
@@ -482,7 +482,7 @@ def test_codes_of_cells_on_a_grid(bits, q_min, fraction):
         numbers = np.array([unit / delta, delta / unit, q_min, q_min + 2**bits - 1])
         wanted = Converter(delta, q_min, bits).encode(u, unit)
         modes = ["exact"]
-        if triton_cells._exact_in_float32(numbers[1], (-2**23, 2**23)):
+        if triton_conversion._exact_in_float32(numbers[1], (-2**23, 2**23)):
             modes.append("static")
         for mode in modes:
             out = torch.empty(len(u), dtype=torch.int32, device=DEVICE)
@@ -566,7 +566,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from models.quant.arrays.cells import Cells
-from models.quant.engines.gpu import triton_cells, triton_gpu, triton_ideal
+from models.quant.engines.gpu import triton_gpu, triton_kernel
 from models.quant.arrays.mapping import MappedLayer
 from models.quant.arrays.readout import Readout
 from models.quant.arrays.spec import CrossbarSpec, Geometry
@@ -592,12 +592,11 @@ class Compile:
             ptx = code.asm["ptx"]
             print(constants["MODE"], "wgmma" in ptx and "s32.s8.s8" in ptx, "cp.async.cg.shared" in ptx,
                   "fma.rn.f32" in ptx, "div.full" in ptx)
-            if kernel is cells_kernel:
+            if not constants["L"].ideal:
                 assert code.metadata.shared < 99 * 1024 and "fma.rn.f64" not in ptx
         return launch
 
-triton_ideal.kernel, cells_kernel = Compile(triton_ideal.kernel), triton_cells.kernel
-triton_cells.kernel = Compile(cells_kernel)
+triton_kernel.kernel = Compile(triton_kernel.kernel)
 codes = torch.zeros(64, 16, 16, 128, dtype=torch.uint8)
 w_codes = torch.zeros(128, 128, 3, 3, dtype=torch.uint8)
 for adc_range, delta, adc_bits in (("calibrated", 1.0, 6), ("calibrated", 7.0, 4), ("dynamic", 1.0, 6),

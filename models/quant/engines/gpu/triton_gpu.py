@@ -1,5 +1,5 @@
-"""Triton engine: a layer laid out for a kernel on NVIDIA GPUs, and its launch. Ideal cells have one kernel (`triton_ideal`), cells on a
-grid another with the same arguments (`triton_cells`) and, for what reads have besides, those of `triton_readout`.
+"""Triton engine: a layer laid out for the kernel on NVIDIA GPUs (`triton_kernel`), and its launch. How reads are converted is in
+`triton_conversion`, what they have besides in `triton_readout`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ...arrays.mapping import MappedLayer
 from ...arrays.readout import first_image
 from .. import accumulator_dtype
 from ..reach import lacking
-from . import triton_cells, triton_ideal, triton_readout, triton_tile
-from .triton_constants import Constants
+from . import triton_conversion, triton_kernel, triton_readout, triton_tile
+from .triton_kernel import Constants
 from .triton_tile import MAX_ROWS
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ class Prepared:
     """All that depends on the weights and the ADC; made once for a layer.
 
     Attributes:
-        mode: what `accumulate` does with a read, see `triton_ideal` and `triton_cells`; "dynamic" runs "range" before.
+        mode: what `accumulate` does with a read, see `triton_kernel`; "dynamic" runs "range" before.
     """
 
     def __init__(self, layer: MappedLayer):
         spec = layer.spec
         self.layer = layer
-        self.mode, conversion = _kernel_of(layer).conversion(layer)
-        weights = None if layer.cells is None else triton_cells.whole_weights(layer) if self.mode == "sum" else layer.row_weights
+        self.mode, conversion = triton_conversion.conversion(layer)
+        weights = None if layer.cells is None or self.mode != "sum" else _whole_weights(layer)
         if self.mode == "sum":
             # One digit, one slice, arrays of any rows: `sum A (2 W - L)`, or `sum A W` behind a digital reference.
             if spec.adc_range != "ideal":
@@ -70,8 +70,7 @@ class Prepared:
     def every_read(self) -> _Reads:
         """The reads as the hardware makes them, whatever `accumulate` may skip. Noise would take them out of the bins."""
         assert self.layer.readout is None
-        weights = None if self.layer.cells is None else self.layer.row_weights
-        return _Reads(self.layer, [range(len(self.layer.reference_twice))], torch.int32, weights=weights)
+        return _Reads(self.layer, [range(len(self.layer.reference_twice))], torch.int32)
 
     def accumulate(self, a_codes: torch.Tensor) -> torch.Tensor:
         """`engines`' accumulators, int32 or int64 `[G, N, H', W', out]`, of codes uint8 `[N, H, W, in]`."""
@@ -105,7 +104,8 @@ class _Reads:
     """The reads of a layer, laid out for the kernel.
 
     Args: steps, the slices of each ADC step; dtype of the accumulators; conversion, what the ADC needs, a tensor `[slices,
-        digits, classes, ...]`; mode, in which codes are added; weights, what a row of cells on a grid adds to a read.
+        digits, classes, ...]`; mode, in which codes are added; weights, what a row adds to a read, where that is not the
+        layer's.
     """
 
     def __init__(self, layer, steps, dtype, conversion=None, mode="histogram", weights=None):
@@ -113,7 +113,7 @@ class _Reads:
         order = [k for step in steps for k in step]
         block_k = min(MAX_ROWS, max(32, triton.next_power_of_2(layer.tallest)))
         rows = _row_index(layer, block_k)
-        levels = triton_ideal.levels(layer, order, rows) if weights is None else triton_tile.levels(weights, order, rows)
+        levels = triton_tile.levels(layer.row_weights if weights is None else weights, order, rows)
         first = torch.tensor([0, *np.cumsum([len(step) for step in steps])], dtype=torch.int32)
         converts = mode in ("static", "table", "exact")
         classes = range(layer.classes) if mode == "histogram" else triton_tile.classes_apart(layer) if converts else [-1]
@@ -123,7 +123,7 @@ class _Reads:
         self._on_device = {}
 
         out, channels, kernel_h, kernel_w = layer.w_codes.shape
-        taps, digits, bins = kernel_h * kernel_w, len(spec.digit_bits), layer.bins
+        taps, digits, ideal, bins, (low, high) = kernel_h * kernel_w, len(spec.digit_bits), layer.cells is None, layer.bins, layer.u_span
         # Programs that count in one bin wait for each other, so there are several of each.
         self.copies = min(16, 2**22 // (weight.numel() * bins.count) + 1)
         self.constants = Constants(
@@ -134,11 +134,13 @@ class _Reads:
             slices=len(order), digits=digits, classes=len(classes), dac_bits=spec.dac_bits,
             planned=converts and spec.planned, adc_bits=0 if spec.planned else spec.adc_bits, parts=len(levels),
             vector=math.gcd(16, channels, *(start for start, _ in layer.arrays)), block_k=block_k,
-            blocks=triton.cdiv(layer.tallest, block_k), first_bin=bins.first, bins=bins.count,
-            bin_shift=bins.shift, copies=self.copies)
-        conversion = weight if conversion is None else conversion[order]
-        if weights is not None:
-            self.constants, conversion = triton_cells.constants(self.constants, layer, mode, dtype, conversion)
+            blocks=triton.cdiv(layer.tallest, block_k), ideal=ideal,
+            wide=not ideal and (dtype == torch.int64 if mode == "sum" else high - low >= 2**31),  # "dynamic" takes the smallest from each
+            table_first=low if mode == "table" else 0, table_size=high - low + 1 if mode == "table" else 0)
+        if mode == "histogram":
+            conversion = torch.tensor([*bins, self.copies])
+        else:
+            conversion = weight if conversion is None else conversion[order]
         self._besides = None if layer.readout is None else triton_readout.Besides(layer, order, rows)
         self._tensors = levels, first, weight, conversion, *(self._besides.tables if self._besides else ())
 
@@ -158,29 +160,25 @@ class _Reads:
             codes = F.pad(codes, (0, 0, left, right, top, bottom))
         pixels, channels = len(a_codes) * height * width, self.constants.out
         programs = self.layer.geometry.groups * len(self.steps)
-        of_cells = _kernel_of(self.layer)
         if self._besides:
             block_m, block_n, options = triton_readout.tiling(pixels, channels)
         else:
-            block_m, block_n, options = of_cells.tiling(mode, pixels, channels, programs, self.constants)
+            block_m, block_n, options = triton_conversion.tiling(mode, pixels, channels, programs, self.constants)
         grid = triton.cdiv(pixels, block_m), triton.cdiv(channels, block_n), programs
-        besides = []
-        if of_cells is triton_cells:
-            besides = [tuple(tables), first_image(), self._besides.seed if self._besides else 0]
-            options["R"] = self._besides.constants if self._besides else None
         with torch.cuda.device_of(codes):
-            of_cells.kernel[grid](
-                codes, levels, out, of_layer if conversion is None else conversion, first, weight, pixels, height, width,
-                *codes.shape[1:3], *besides, L=self.constants, MODE=mode, BLOCK_M=block_m, BLOCK_N=block_n, **options)
+            triton_kernel.kernel[grid](
+                codes, levels, out, of_layer if conversion is None else conversion, first, weight, pixels, height, width, *codes.shape[1:3],
+                tuple(tables), first_image(), self._besides.seed if self._besides else 0, L=self.constants,
+                R=self._besides.constants if self._besides else None, MODE=mode, BLOCK_M=block_m, BLOCK_N=block_n, **options)
 
 
-def _kernel_of(layer):
-    """The file of the kernel that runs a layer."""
-    return triton_ideal if layer.cells is None else triton_cells
+def _whole_weights(layer):
+    """What a row of cells on a grid adds to the sum over all slices without an ADC: int64 `[1, groups, rows, out / groups]`."""
+    return sum(part.long() << layer.spec.cell_bits * k for k, part in enumerate(layer.cells.weights(analog=True)))[None]
 
 
 def _interpreted():
-    return os.environ.get("TRITON_INTERPRET") == "1" and not isinstance(triton_ideal.kernel, triton.JITFunction)
+    return os.environ.get("TRITON_INTERPRET") == "1" and not isinstance(triton_kernel.kernel, triton.JITFunction)
 
 
 def _row_index(layer, block_k):

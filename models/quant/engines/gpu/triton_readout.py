@@ -89,7 +89,7 @@ def lacking(layer: MappedLayer) -> str | None:
 
 
 def tiling(pixels: int, channels: int) -> tuple[int, int, dict]:
-    """As `triton_cells.tiling`; on Hopper these need 181 to 205 registers of the 255 that there are."""
+    """As `triton_conversion.tiling`; on Hopper these need 181 to 205 registers of the 255 that there are."""
     block_m, block_n = (min(most, max(16, triton.next_power_of_2(n))) for most, n in ((64, pixels), (32, channels)))
     return block_m, block_n, dict(num_warps=8, num_stages=1, enable_fp_fusion=False, sanitize_overflow=False)
 

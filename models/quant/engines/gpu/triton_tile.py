@@ -1,4 +1,4 @@
-"""What the kernels of the Triton engine share: products of codes, a division, rounding, bins, where the codes of a pixel lie, and levels
+"""What the Triton kernel is made of: products of codes, a division, rounding, where the codes of a pixel lie, and levels
 that int8 does not hold."""
 
 from __future__ import annotations
@@ -62,12 +62,6 @@ def exact_numbers(layer: MappedLayer, z: int, k: int, j: int) -> tuple[float, fl
 
 
 @triton.jit
-def bin_of(u, shift):
-    """Where u is counted, before the first bin is taken off; see `mapping.Bins`."""
-    return u + (1 << shift >> 1) >> shift
-
-
-@triton.jit
 def corner_of(pixel, group, height, width, in_height, in_width, L: tl.constexpr):
     """Where the codes begin that an output pixel sees: those of the group at the pixel's upper left corner."""
     image = (pixel // (height * width)).to(tl.int64)
@@ -102,13 +96,6 @@ def load(a_ptr, m_ptr, corner, column, row, depth, in_width, L: tl.constexpr):
     if L.parts > 1:
         m_high = tl.load(levels + L.slices * L.groups * L.out * L.arrays * L.blocks * L.block_k)
     return a, m, m_high, levels
-
-
-@triton.jit
-def widen(u, out_ptr, read, L: tl.constexpr):
-    """Take u into the smallest and largest of its read."""
-    tl.atomic_min(out_ptr + read, tl.min(u), sem="relaxed")
-    tl.atomic_max(out_ptr + (read + L.groups * L.arrays * L.digits * L.slices), tl.max(u), sem="relaxed")
 
 
 @triton.jit
