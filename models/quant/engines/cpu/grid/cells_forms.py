@@ -92,3 +92,22 @@ def dynamic_forms(layer: MappedLayer, low: np.ndarray, high: np.ndarray) -> Form
     # Contiguous, whatever the ranges are a view of: for each layout Numba would compile the kernel once more.
     return Forms(flat.astype(np.float32), flat, True, True, np.ascontiguousarray(low.reshape(-1, *low.shape[2:])),
                  (low << place).sum(axis=(1, 2, 3)) << spec.adc_bits)
+
+
+def runs_of_digits(common: np.ndarray, largest: np.ndarray, cell_bits: int) -> np.ndarray | None:
+    """The first digits of the runs of digits whose codes' sums 16 bits hold, and the end of the last, int64; None where these do not hold
+    the codes of one digit, or what they are worth.
+
+    Args: common, what all that the codes of a slice add is a multiple of, `[slice]`; largest, what one of a digit adds at the most,
+        `[digit, slice]`; cell_bits, by which slices are apart.
+    """
+    largest = largest // common
+    if largest.max() >= 2**15 or (common << cell_bits * np.arange(len(common))).max() >= 2**15:
+        return None
+    parts, most = [0], np.zeros(len(common), np.int64)
+    for z, of_digit in enumerate(largest):
+        if (most + of_digit).max() >= 2**15:
+            parts.append(z)
+            most[:] = 0
+        most += of_digit
+    return np.array([*parts, len(largest)])

@@ -34,6 +34,7 @@ from ... import accumulator_dtype
 from ...reach import read_range
 from ..vectors.wide import (_F32, _FLOATS, _I32, _SHORTS, BIAS, RAISED, WIDE, _call, added_shorts, as_shorts, full_i16,
                             raised, shorts)
+from .cells_forms import runs_of_digits
 from .cells_reads import SHORT, adds_nothing, kind_of, read, with_offsets
 from .cells_rows import sum_shorts
 
@@ -79,16 +80,11 @@ def narrow_forms(layer: MappedLayer) -> Narrow:
             factors[z, k, j] = converter.factor << spec.dac_bits * z
             largest[z, k, j] = factors[z, k, j] * max(-converter.q_min, converter.q_max)
     common = np.maximum(np.gcd.reduce(factors, axis=(0, 2)), 1)
-    worth, parts, most = common << spec.cell_bits * np.arange(kinds[1]), [0], np.zeros(kinds[1], np.int64)
-    for z, of_digit in enumerate(largest.max(2) // common):
-        if (most + of_digit).max() >= 2**15:
-            parts.append(z)
-            most[:] = 0
-        most += of_digit
-    if (largest // common[:, None]).max() >= 2**15 or worth.max() >= 2**15:
+    parts = runs_of_digits(common, largest.max(2), spec.cell_bits)
+    if parts is None:
         return NOT_NARROW
     forms[..., FACTOR, :] = (factors // common[:, None])[..., None]
-    return Narrow(True, forms, worth, np.array([*parts, kinds[0]]))
+    return Narrow(True, forms, common << spec.cell_bits * np.arange(kinds[1]), parts)
 
 
 def _form(low, high, unit, converter, plain):

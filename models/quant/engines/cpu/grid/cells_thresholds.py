@@ -23,6 +23,7 @@ from ...reach import read_range
 from ..vectors.picks import LARGE_TREE, SMALL_TREE
 from ..vectors.wide import BIAS, WIDE
 from ..whole.choice import SHORT_ROWS, may
+from .cells_forms import runs_of_digits
 
 NEVER = 2**15 - 1  # in a tree: a threshold that no read reaches
 MOST_BYTES = 2**31  # of the thresholds of a layer
@@ -265,13 +266,8 @@ def _sums_of_codes(values, shape, cell_bits):
     """(what all values of a slice are multiples of, `[slice]`; the first digits of the runs whose sums of values 16 bits hold, and their
     end), or (None, no runs)."""
     of_slices = [np.concatenate([added for (_, k, _), added in values.items() if k == each]) for each in range(shape[1])]
-    worth, parts, most = np.maximum([np.gcd.reduce(added) for added in of_slices], 1), [0], np.zeros(shape[1], np.int64)
-    for z in range(shape[0]):
-        largest = np.array([max(np.abs(values[z, k, j]).max() for j in range(shape[2])) for k in range(shape[1])]) // worth
-        if largest.max() >= 2**15 or (worth << cell_bits * np.arange(shape[1])).max() >= 2**15:
-            return None, np.zeros(1, np.int64)
-        if (most + largest).max() >= 2**15:
-            parts.append(z)
-            most[:] = 0
-        most += largest
-    return worth, np.array([*parts, shape[0]])
+    worth, largest = np.maximum([np.gcd.reduce(added) for added in of_slices], 1), np.zeros(shape[:2], np.int64)
+    for (z, k, _), added in values.items():
+        largest[z, k] = max(largest[z, k], np.abs(added).max())
+    parts = runs_of_digits(worth, largest, cell_bits)
+    return (None, np.zeros(1, np.int64)) if parts is None else (worth, parts)
