@@ -188,16 +188,26 @@ def code_table(layer: MappedLayer, z: int, k: int, j: int, relative: int) -> tup
 
 @functools.lru_cache(maxsize=1024)  # as `_static_form`; digits often share the ranges of a slice, too
 def _code_table(u_range, unit, converter, reference, analog, most, relative):
-    j = np.arange(-CENTRE, CENTRE)
-    u = np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
+    u = reads_of_table(analog)
     entries, ends = converter.encode(u, unit), converter.encode(np.array(u_range), unit)
     beyond = not relative and entries[:, 0].max() <= ends[0] and entries[:, -1].min() >= ends[1]
     entries = entries - u // relative if relative else entries
+    return entries, most_ones_of_table(beyond, reference, analog, most) if np.abs(entries * 2 + 1).max() < 256 else -1
+
+
+def reads_of_table(analog: bool) -> np.ndarray:
+    """The u of the entries of a `code_table`."""
+    j = np.arange(-CENTRE, CENTRE)
+    return np.stack([2 * j - i for i in (0, 1)] if analog else [j + CENTRE] * 2)
+
+
+def most_ones_of_table(beyond: bool, reference: int, analog: bool, most: int) -> int:
+    """Most ones among the inputs of reads that such a table holds. Args: beyond, whether its ends hold for all reads beyond them;
+    reference, `2 r_k`; most, the largest cell."""
     n = np.arange(257)
     zero = reference * n // 2 if analog else CENTRE + 0 * n
     inside = zero <= LAST_CENTRE if beyond else (zero <= CENTRE) & (most * n - zero < CENTRE)
-    good = (most * n < 256) & inside & (np.abs(entries * 2 + 1).max() < 256)
-    return entries, int(good.argmin()) - 1
+    return int(((most * n < 256) & inside).argmin()) - 1
 
 
 # ---- ranges of the batch --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ....arrays.mapping import MappedLayer
 from ....kernels.simd import aligned, has_byte_tables
 from ... import accumulator_dtype
 from ..whole.choice import TABLES, may
-from .converter import ALL, CENTRE, LAST_CENTRE, Adc, fits, no_adc
+from .converter import ALL, Adc, fits, most_ones_of_table, no_adc, reads_of_table
 
 
 class TwoTables(NamedTuple):
@@ -63,14 +63,10 @@ def _values(layer, k):
     def value(u):
         return worth[np.searchsorted(thresholds, u, "right")]
 
-    zero, (first, last) = int(value(0)), layer.u_range(k)
-    j = np.arange(-CENTRE, CENTRE)
-    table = value(np.stack([2 * j - i for i in (0, 1)] if spec.reference == "analog" else [j + CENTRE] * 2)) - zero
-    n = layer.most_ones(-1)
-    below = layer.reference_twice[k] * n // 2 if spec.reference == "analog" else CENTRE
-    within = below <= CENTRE and (2 ** spec.slice_bits[k] - 1) * n - below < CENTRE
+    zero, (first, last), analog = int(value(0)), layer.u_range(k), spec.reference == "analog"
+    table = value(reads_of_table(analog)) - zero
     beyond = table[:, 0].max() <= value(first) - zero and table[:, -1].min() >= value(last) - zero
-    if (2 ** spec.slice_bits[k] - 1) * n >= 256 or below > LAST_CENTRE or not (within or beyond):
+    if layer.most_ones(-1) > most_ones_of_table(beyond, layer.reference_twice[k], analog, 2 ** spec.slice_bits[k] - 1):
         return None
     u = np.arange(first, last + 1)
     silent = u[value(u) == zero]
