@@ -54,9 +54,10 @@ def _with_codes(shape, at, weights, place, next_place, z, kind, block, total0, t
     first = full_i16(int64_at(at.worths, codes + i))
     total0, total1 = added_shorts(total0, first), added_shorts(total1, first)
     row = int64_at(kind, FIRST) + block * int64_at(kind, APART)
-    if int64_at(kind, RISE):
-        return _risen_evenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, full_i16(int64_at(kind, RISE)))
-    return _risen_unevenly(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, codes + i)
+    rise = int64_at(kind, RISE)
+    if rise:
+        return _risen_to(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, codes + i, rise, 1)
+    return _risen_to(at, total0, total1, x0, x1, row + 2 * WIDE * i, stop - i, codes + i, rise, 0)
 
 
 @inlined
@@ -71,24 +72,16 @@ def above_floor(shape, at, weights, place, next_place, z, kind):
 
 
 @inlined
-def _risen_evenly(at, total0, total1, x0, x1, row, count, rise):
-    """The sums of both halves, and `rise` for each of `count` thresholds from element `row` on that x has reached. Some more than these are
-    looked at, which it has not."""
-    for i in range(0, count, TOGETHER):
-        for place in range(row + 2 * WIDE * i, row + 2 * WIDE * (i + TOGETHER), 2 * WIDE):
-            total0 = _risen_shorts(total0, x0, at.thresholds, place, rise)
-            total1 = _risen_shorts(total1, x1, at.thresholds, place + WIDE, rise)
-    return total0, total1
-
-
-@inlined
-def _risen_unevenly(at, total0, total1, x0, x1, row, count, code):
-    """The same with rises of their own, from entry `code` on."""
+def _risen_to(at, total0, total1, x0, x1, row, count, code, rise, alike):
+    """The sums of both halves, and for each of `count` thresholds from element `row` on that x has reached its rise: `rise` where `alike`,
+    which the compiler knows, else that from entry `code` on. Some more than these are looked at, which it has not."""
+    each = full_i16(rise)
     for i in range(0, count, TOGETHER):
         for more in range(i, i + TOGETHER):
-            rise = full_i16(int64_at(at.rises, code + more))
-            total0 = _risen_shorts(total0, x0, at.thresholds, row + 2 * WIDE * more, rise)
-            total1 = _risen_shorts(total1, x1, at.thresholds, row + 2 * WIDE * more + WIDE, rise)
+            if alike == 0:
+                each = full_i16(int64_at(at.rises, code + more))
+            total0 = _risen_shorts(total0, x0, at.thresholds, row + 2 * WIDE * more, each)
+            total1 = _risen_shorts(total1, x1, at.thresholds, row + 2 * WIDE * more + WIDE, each)
     return total0, total1
 
 

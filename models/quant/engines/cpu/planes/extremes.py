@@ -81,11 +81,7 @@ def _narrow(shape, at, read):
 @inner
 def join_extremes(extremes, buffers):
     """The extremes of all lanes back to what the thread knows of the group."""
-    lows, highs = buffers.lows, buffers.highs
-    arrays, digits, slices, _ = extremes.shape
-    for t in range(arrays):
-        for z in range(digits):
-            for k in range(slices):
-                lane = ((t * digits + z) * slices + k) * LANES
-                extremes[t, z, k, 0] = lows[lane:lane + LANES].min()
-                extremes[t, z, k, 1] = highs[lane:lane + LANES].max()
+    ends = extremes.reshape(-1, 2)
+    for slot in range(len(ends)):
+        ends[slot, 0] = buffers.lows[slot * LANES:(slot + 1) * LANES].min()
+        ends[slot, 1] = buffers.highs[slot * LANES:(slot + 1) * LANES].max()
