@@ -18,7 +18,7 @@ from .common.histogram import room_for
 from .common.layout import step_of_slice
 from .dense import Dense
 from .grid import cells_kernel, cells_matrix
-from .grid.cells_forms import Forms, dynamic_forms, no_adc_forms, static_forms
+from .grid.cells_forms import NO_FORMS, Forms, dynamic_forms, no_adc_forms, static_forms
 from .grid.cells_kernel import STATIC_BROAD
 from .grid.cells_narrow import NOT_NARROW, Narrow, narrow_forms
 from .grid.cells_layout import besides, fits, lay_out, padded_columns, weights_of
@@ -186,7 +186,7 @@ class Prepared(Ways):
         """Counts of the read values in these bins or its own, int64 `[digits, slices, classes, bin]`; see `engines`."""
         bins = bins or self.layer.bins
         counts = room_for(self.layer, bins)
-        self._run(_NO_FORMS, a_codes, HISTOGRAM, counts=counts, first_bin=bins.first, bin_shift=bins.shift)
+        self._run(NO_FORMS, a_codes, HISTOGRAM, counts=counts, first_bin=bins.first, bin_shift=bins.shift)
         return torch.from_numpy(counts.sum(axis=0))
 
     def _ranges(self, a_codes):
@@ -195,7 +195,7 @@ class Prepared(Ways):
         kinds = layer.geometry.groups, len(layer.arrays), len(spec.digit_bits), len(spec.slice_bits)
         extremes = np.empty((numba.get_num_threads(), *kinds, 2, padded_columns(layer)), np.int32)
         extremes[..., 0, :], extremes[..., 1, :] = 2**31 - 1, -2**31
-        self._run(_NO_FORMS, a_codes, RANGES, extremes=extremes)
+        self._run(NO_FORMS, a_codes, RANGES, extremes=extremes)
         low, high = np.moveaxis(extremes[..., :len(layer.w_codes) // layer.geometry.groups], -2, 0)
         return low.min((0, -1)).astype(np.int64), high.max((0, -1)).astype(np.int64)
 
@@ -222,7 +222,3 @@ class Prepared(Ways):
             compared = compared._replace(idle=NOTHING_COMPARED.idle)
         beside = beside._replace(idle_is_zero=layer.spec.skips_idle or beside.idle_is_zero and compared.silent)
         cells_kernel.run(shape, tables, forms, narrow, compared, beside, a_codes, size, pixels, op, **target)
-
-
-_NO_FORMS = Forms(np.zeros((1,) * 5, np.float32), np.zeros((1,) * 5), False, False, np.zeros((1, 1, 1), np.int64),
-                  np.zeros(1, np.int64))

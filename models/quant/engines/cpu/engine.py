@@ -173,7 +173,7 @@ class _Prepared(cells.Ways):
         reads = self.counting
         kinds = len(layer.spec.digit_bits), reads.shape.slices, layer.classes
         counts = np.zeros((numba.get_num_threads(), *kinds, bins.count, 8), np.int64)
-        reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, u_min=bins.first)
+        reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, first_bin=bins.first)
         return torch.from_numpy(counts.sum(axis=(0, 5)))
 
 

@@ -2,17 +2,21 @@
 
 Numba counts a reference whenever an array is taken out of a tuple or given to a function, and wraps negative indices; in the
 innermost loops either costs more than the arithmetic. So functions that run once a read or more often take no arrays. They
-take `shape` (`layout.ColumnShape`), `at` (`ColumnAddresses`) and `read` (`Read`), tuples of plain numbers, which cost nothing when the
+take `shape` (`layout.ColumnShape`), `at` (`addresses`) and `read` (`Read`), tuples of plain numbers, which cost nothing when the
 compiler puts one function into the other, and fetch from memory with `simd.int64_at` and its like.
 """
 
+import functools
 from collections import namedtuple
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import intrinsic
 
 from ....arrays.mapping import MappedLayer
-from ....kernels.inner import inner
+from ....kernels.inner import inlined, inner
+from ....kernels.output import NOT_TO_CODES, ToCodes
 from ....kernels.simd import LANES, aligned
 from .layout import BLOCK
 
@@ -29,18 +33,30 @@ MOST_LEAVES = 2**11  # values of P that a histogram counts 512 columns at a time
 
 # What is not asked for: Numba wants one type.
 NO_OUT, NO_VALUES, NO_SCALE, NO_CODES = np.empty((0,) * 5, np.int32), np.empty(0), np.empty(0, np.float32), np.empty((0,) * 4, np.uint8)
-NO_SCALING, NO_COUNTS = (NO_VALUES, NO_SCALE, NO_SCALE, NO_CODES), np.empty((0,) * 6, np.int64)
+NO_COUNTS = np.empty((0,) * 6, np.int64)
 
 # Where results go; arrays that `op` does not write are empty.
 # out         accumulators `[step, N, H', W', out]`; or, with `values`, a float64 for each step, one array with the bits of
 #             `float32(sum_step acc values) scale + offset`. Where `Adc.relative`, it holds the sum of all u / s before.
 #             As int32 in any case, so that one compiled kernel serves all; wide: its elements are int64; floats: the sums of
-#             all u are float32
-# next_codes  `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them, see `output.ToCodes`
-# extremes    smallest and largest u, `[thread, group, array, digit, slice, 2]`
-# counts      of u, `[thread, digit, slice, class, u - u_min, part]`: eight parts (`simd.add_ones`)
-Target = namedtuple("Target", "out wide floats values scale offset next_codes extremes counts u_min",
-                    defaults=(*NO_SCALING, NO_COUNTS, NO_COUNTS, 0))
+#             all u are float32; step_size: elements of one ADC step
+# scaling     whether there are `values`
+# next_codes  where `to_codes`, `[N, H', W', out]`: in place of those bits the codes that the next layer makes of them by the numbers
+#             gain .. factor of `output.ToCodes`
+# extremes    smallest and largest u, `[thread, group, array, digit, slice, 2]`, or as the kernel says
+# counts      of u, `[thread, digit, slice, class, bin]`, see `mapping.Bins`, of which are first_bin, bin_shift and bins; of bit planes
+#             `[.., part]`: eight parts (`simd.add_ones`)
+Target = namedtuple("Target", "out step_size wide floats scaling values scale offset to_codes next_codes gain shift alpha factor "
+                              "extremes counts first_bin bin_shift bins")
+
+
+def target_of(out: np.ndarray = NO_OUT, to_codes: ToCodes = NOT_TO_CODES, values: np.ndarray = NO_VALUES, scale: np.ndarray = NO_SCALE,
+              offset: np.ndarray = NO_SCALE, next_codes: np.ndarray = NO_CODES, extremes: np.ndarray = NO_COUNTS,
+              counts: np.ndarray = NO_COUNTS, first_bin: int = 0, bin_shift: int = 0) -> Target:
+    """`Target` with an `out` of int32, int64 or float32."""
+    return Target(out.view(np.int32), out[:1].size, out.dtype == np.int64, out.dtype == np.float32, len(values) > 0, values, scale, offset,
+                  len(to_codes.gain) > 0, next_codes, *to_codes, extremes, counts, first_bin, bin_shift, counts.shape[4])
+
 
 # Arrays of one work item, overwritten from pixel to pixel.
 # lists, ones        active rows of the input rows at hand, and how many they are: see `rows`
@@ -57,23 +73,13 @@ Target = namedtuple("Target", "out wide floats values scale offset next_codes ex
 Buffers = namedtuple("Buffers", """lists ones row_at row_count planes bytes sums acc step total lows highs seen
     quiet leaves""")
 
-# Addresses of the arrays of `ColumnLayout`, `converter.Adc`, `Target` and `Buffers`, one line each, and numbers beside them.
+# What else `addresses` are made of.
 # n_intervals           of `ColumnLayout`
-# exact, exact_acc       whether sums are int64, and those sums: in `cells_kernel`
-# relative .. constant   of `Adc`; relative holds for STATIC only
-# counts                those of this thread; u_min, bins: lowest u and number of values that are counted
-# step_size             of `out`: elements of one ADC step; wide, floats: see `Target`
-# scaling, to_codes     whether there are `values`; whether there are `next_codes`
-# gain .. factor        of `output.ToCodes`
+# exact, exact_acc      whether sums are int64, and those sums: in `cells_kernel`
+# relative              of `Adc`, 0 but for STATIC
+# counts                those of this thread
 # look                  whether bit planes tell that a block of reads is quiet (`counts.any_outside`)
-ColumnAddresses = namedtuple("ColumnAddresses", """
-    weights array_base pass_stride segments segment_start intervals n_intervals digit_start reference step_of_slice runs
-    run_start run_columns merged merged_start
-    exact relative table_ones q_max forms limits codes factors idle flush constant
-    out step_size wide floats scaling values scale offset to_codes next_codes gain shift alpha factor
-    counts u_min bins
-    lists ones row_at row_count planes bytes sums acc exact_acc step total lows highs seen quiet leaves
-    look""")
+ColumnNumbers = namedtuple("ColumnNumbers", "n_intervals exact exact_acc relative counts look")
 
 # The reads of all columns of one array at one output pixel, for one digit of the input.
 # kind         digit and class of n, an entry of tables [digit, class]
@@ -108,34 +114,43 @@ def new_buffers(shape, pixels, n_intervals, leaves):
         quiet=np.empty((shape.arrays, shape.digits * shape.classes, 2), np.int64), leaves=aligned(leaves * LANES, like))
 
 
+@functools.cache
+def _addresses(fields):
+    return namedtuple("Addresses", fields)
+
+
+@intrinsic
+def addresses(typingctx, parts):
+    """All fields of several named tuples as one, with addresses in the place of arrays; of fields of one name the last one. This is `at`
+    in the kernels."""
+    places = {name: (i, j) for i, part in enumerate(parts) for j, name in enumerate(part.fields)}
+    kinds = {name: parts[i][j] for name, (i, j) in places.items()}
+
+    def codegen(context, builder, sig, args):
+        values = {name: builder.extract_value(args[0], place) for name, place in places.items()}
+        for name, kind in kinds.items():
+            if isinstance(kind, types.Array):
+                data = context.make_array(kind)(context, builder, values[name]).data
+                values[name] = builder.ptrtoint(data, context.get_value_type(types.intp))
+        return context.make_tuple(builder, sig.return_type, values.values())
+
+    found = [types.intp if isinstance(kind, types.Array) else kind for kind in kinds.values()]
+    return types.NamedTuple(found, _addresses(tuple(kinds)))(parts), codegen
+
+
+@inlined
+def of_thread(counts, thread):
+    """Where those of a thread begin."""
+    return counts.ctypes.data + thread * counts.strides[0]
+
+
 @inner
-def addresses(shape, layout, adc, target, to_codes, buffers, thread, op):
-    """`ColumnAddresses` for one `op`."""
+def column_addresses(shape, layout, adc, target, buffers, thread, op):
+    """`addresses` for one `op` of `planes.kernel`."""
     relative = adc.relative if op == STATIC else 0
     look = (op == RANGES or relative > 0) and shape.packed == 1 and shape.one_reference
-    words = 2 if target.wide else 1  # of an element of `out`
-    return ColumnAddresses(
-        weights=layout.weights.ctypes.data, array_base=layout.array_base.ctypes.data, pass_stride=layout.pass_stride.ctypes.data,
-        segments=layout.segments.ctypes.data, segment_start=layout.segment_start.ctypes.data,
-        intervals=layout.intervals.ctypes.data, n_intervals=len(layout.intervals), digit_start=layout.digit_start.ctypes.data,
-        reference=layout.reference.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
-        runs=layout.runs.ctypes.data, run_start=layout.run_start.ctypes.data, run_columns=layout.run_columns.ctypes.data,
-        merged=layout.merged.ctypes.data, merged_start=layout.merged_start.ctypes.data,
-        exact=False, relative=relative, table_ones=adc.table_ones.ctypes.data, q_max=adc.q_max,
-        forms=adc.forms.ctypes.data, limits=adc.limits.ctypes.data, codes=adc.codes.ctypes.data,
-        factors=adc.factors.ctypes.data, idle=adc.idle.ctypes.data,
-        flush=adc.flush.ctypes.data, constant=adc.constant.ctypes.data,
-        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide, floats=target.floats,
-        scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
-        offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
-        gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
-        counts=target.counts.ctypes.data + thread * target.counts.strides[0], u_min=target.u_min, bins=target.counts.shape[4],
-        lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
-        row_count=buffers.row_count.ctypes.data, planes=buffers.planes.ctypes.data, bytes=buffers.bytes.ctypes.data,
-        sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data, exact_acc=0,
-        step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
-        lows=buffers.lows.ctypes.data, highs=buffers.highs.ctypes.data,
-        seen=buffers.seen.ctypes.data, quiet=buffers.quiet.ctypes.data, leaves=buffers.leaves.ctypes.data, look=look)
+    numbers = ColumnNumbers(len(layout.intervals), False, 0, relative, of_thread(target.counts, thread), look)
+    return addresses((layout, adc, target, buffers, numbers))
 
 
 @inner

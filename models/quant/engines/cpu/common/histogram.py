@@ -49,7 +49,7 @@ def count_values(shape, at, read, block):
     for run in range(int64_at(at.run_start, block), int64_at(at.run_start, block + 1)):
         k = int64_at(at.runs, RUN * run + SLICE)
         columns = load(at.run_columns, run * LANES)
-        zero = -int64_at(at.reference, k) * read.ones - at.u_min
+        zero = -int64_at(at.reference, k) * read.ones - at.first_bin
         of_class = read.kind - read.digit * shape.classes
         first = ((read.digit * shape.slices + k) * shape.classes + of_class) * at.bins + zero
         for p in range(min(size, (at.bins - 1 - zero) // shape.read_scale + 1)):  # slices of fewer bits end earlier

@@ -86,9 +86,9 @@ def _end_list(at, end):
 
 
 @inlined
-def active_rows(shape, at, source, t, y, x, spare):
-    """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins (`at.row_at`), and its
-    length (`at.row_count`).
+def active_rows(shape, at, source, t, y, x, spare, row_at, row_count):
+    """For each input bit: where the list of active rows of array `t` under output pixel (y, x) begins, to the int64 at
+    address `row_at`, and its length, to those at `row_count`.
 
     An array of one segment uses the pixel's list as it is; the lists of several are joined behind all others, in place `spare`.
     """
@@ -96,9 +96,9 @@ def active_rows(shape, at, source, t, y, x, spare):
     several = end - begin > 1
     behind = (source.kept * source.width + spare) * shape.input_bits * shape.slots
     for i in range(shape.input_bits):
-        put_int64(at.row_count, i, 0)
+        put_int64(row_count, i, 0)
         if several:
-            put_int64(at.row_at, i, behind + i * shape.slots)
+            put_int64(row_at, i, behind + i * shape.slots)
     for s in range(begin, end):
         segment = at.segments + 8 * SEGMENT * s
         iy = y * shape.stride_y - shape.pad_top + int64_at(segment, TAP_Y)
@@ -107,33 +107,33 @@ def active_rows(shape, at, source, t, y, x, spare):
             continue  # padding: no row is active
         pixel = ((iy & (source.kept - 1)) * source.width + ix) * shape.input_bits
         if several:
-            _join_lists(shape, at, pixel, int64_at(segment, INTERVAL), int64_at(segment, ROW) * shape.blocks * LANES)
+            _join_lists(shape, at, pixel, int64_at(segment, INTERVAL), int64_at(segment, ROW) * shape.blocks * LANES, row_at, row_count)
         else:
-            _use_lists(shape, at, pixel, int64_at(segment, INTERVAL))
+            _use_lists(shape, at, pixel, int64_at(segment, INTERVAL), row_at, row_count)
     if several:
         for i in range(shape.input_bits):
-            _end_list(at, int64_at(at.row_at, i) + int64_at(at.row_count, i))
+            _end_list(at, int64_at(row_at, i) + int64_at(row_count, i))
 
 
 @inlined
-def _use_lists(shape, at, pixel, interval):
+def _use_lists(shape, at, pixel, interval, row_at, row_count):
     """The lists of one interval of a pixel (of its first input bit) as those of the array."""
     slot = int64_at(at.intervals, BOUNDS * interval + SLOT)
     for i in range(shape.input_bits):
-        put_int64(at.row_at, i, (pixel + i) * shape.slots + slot)
-        put_int64(at.row_count, i, int64_at(at.ones, (pixel + i) * at.n_intervals + interval))
+        put_int64(row_at, i, (pixel + i) * shape.slots + slot)
+        put_int64(row_count, i, int64_at(at.ones, (pixel + i) * at.n_intervals + interval))
 
 
 @inlined
-def _join_lists(shape, at, pixel, interval, offset):
+def _join_lists(shape, at, pixel, interval, offset, row_at, row_count):
     """The lists of one interval of a pixel to the end of those of the array, where its rows stand `offset` further."""
     slot = int64_at(at.intervals, BOUNDS * interval + SLOT)
     for i in range(shape.input_bits):
         source, n = (pixel + i) * shape.slots + slot, int64_at(at.ones, (pixel + i) * at.n_intervals + interval)
-        target = int64_at(at.row_at, i) + int64_at(at.row_count, i)
+        target = int64_at(row_at, i) + int64_at(row_count, i)
         for j in range(n):
             put_uint32(at.lists, target + j, uint32_at(at.lists, source + j) + offset)
-        put_int64(at.row_count, i, int64_at(at.row_count, i) + n)
+        put_int64(row_count, i, int64_at(row_count, i) + n)
 
 
 @inlined

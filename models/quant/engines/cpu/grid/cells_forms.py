@@ -10,8 +10,11 @@ import torch
 
 from ....arrays.converter import Converter
 from ....arrays.mapping import MappedLayer
+from ....kernels.inner import inlined
+from ....kernels.simd import float32_at, float64_at
 from ... import accumulator_dtype
 from ...reach import read_range
+from ..vectors.wide import code_f32, code_of_quotient_f32, code_of_quotient_f64
 
 # The ADC. `[., digit, slice, class, field]`, `.` being 1 or, with the ranges of a batch, which are of one class, `[group, array]`.
 # singles, doubles   `SCALE..FACTOR` as float32 and as float64; all 0 of reads of 0 bits
@@ -22,6 +25,7 @@ from ...reach import read_range
 Forms = namedtuple("Forms", "singles doubles divide broad low constant")
 SCALE, UNIT, DELTA, LOWEST, HIGHEST, FACTOR = range(6)  # q = clip(rint(u SCALE), ..) or clip(rint(u UNIT / DELTA), ..), times FACTOR
 FORM = 6
+NO_FORMS = Forms(np.zeros((1,) * 5, np.float32), np.zeros((1,) * 5), False, False, np.zeros((1, 1, 1), np.int64), np.zeros(1, np.int64))
 
 
 def static_forms(layer: MappedLayer) -> Forms:
@@ -111,3 +115,26 @@ def runs_of_digits(common: np.ndarray, largest: np.ndarray, cell_bits: int) -> n
             most[:] = 0
         most += of_digit
     return np.array([*parts, len(largest)])
+
+
+@inlined
+def factor_of(singles, kind):
+    """What the codes of a kind of reads are worth, of `Forms.singles` at an address."""
+    return float32_at(singles + 4 * FORM * kind, FACTOR)
+
+
+@inlined
+def code_of(u, singles, kind, divide):
+    """The codes of a vector of reads of one kind, in float32, by `Forms.singles` at an address."""
+    form = singles + 4 * FORM * kind
+    low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
+    if divide:
+        return code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
+    return code_f32(u, float32_at(form, SCALE), low, high)
+
+
+@inlined
+def broad_code_of(u, doubles, kind):
+    """The same by the formula, in float64."""
+    form = doubles + 8 * FORM * kind
+    return code_of_quotient_f64(u, float64_at(form, UNIT), float64_at(form, DELTA), float64_at(form, LOWEST), float64_at(form, HIGHEST))

@@ -16,9 +16,9 @@ import torch
 
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
-from ....kernels.output import NOT_TO_CODES, ToCodes
+from ....kernels.output import ToCodes
 from ....kernels.simd import LANES, aligned, float32_at, float64_at, int32_at, int64_at, prefetch, put_int64
-from ..common.buffers import DYNAMIC, HISTOGRAM, NO_OUT, NO_SCALING, RANGES, STATIC, keep_alive
+from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC, addresses, keep_alive, of_thread, target_of
 from ..common.finish import Pixel, finish_pixel
 from ..common.histogram import bin_of
 from ..common.rows import Source, active_rows, list_rows_under, rows_to_keep
@@ -26,11 +26,10 @@ from ..vectors.amx import TILE_ROWS, configure, release
 from ..vectors.loop import Kernel, bands_of, loaded
 from ..vectors.picks import TURNED
 from ..vectors.wide import (RAISED, WIDE, add_product_f32, add_product_f64, add_times_to_int32, add_to_int32, add_to_int64, added,
-                            as_floats, code_f32, code_f64_of_f32, code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64,
-                            full_i32, larger, load_ints, smaller, store_ints)
+                            as_floats, code_f64_of_f32, full_f32, full_f64, full_i32, larger, load_ints, smaller, store_ints)
 from ..vectors.wide_noise import ROUNDER
 from .cells_compared import add_compared_codes, compared_codes_of_digits
-from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
+from .cells_forms import DELTA, FACTOR, FORM, HIGHEST, Forms, broad_code_of, code_of, factor_of
 from .cells_matrix import multiply, pack
 from .cells_narrow import Narrow, narrow_codes_of_digits
 from .cells_layout import Besides, CellLayout, CellShape
@@ -50,58 +49,49 @@ FEWEST = 8  # pixels for which a tile is fetched whole: fewer have most rows off
 # Output pixels that are worked on together: the first `count` from row y on, `width` in a row; start, the number of the first.
 Strip = namedtuple("Strip", "y width start count")
 
-# Where results go; see `buffers.Target`. extremes: int32 `[thread, group, array, digit, slice, 2, column]`;
-# counts: int64 `[thread, digit, slice, class, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there.
-Target = namedtuple("Target", "out wide values scale offset next_codes extremes counts first_bin bin_shift",
-                    defaults=(*NO_SCALING, np.empty((0,) * 8, np.int32), np.empty((0,) * 5, np.int64), 0, 0))
-
-# Addresses of the arrays of `CellLayout`, `Forms`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
-# pixel_row_at, pixel_row_count   `row_at` and `row_count` of each pixel of a strip
+# Arrays of one work item.
+# pixel_row_at, pixel_row_count   of each pixel of a strip and input bit, where its active rows are listed, and how many they are
 # pixel_reference                 int32 `[slice, read]`, a read being a pixel and digit: sums of the reference cells of one array
 # pixel_inputs                    int32 `[read]`: n, the sum of the digits of one array
 # pixel_shared                    `[field, read]`, `cells_reads.SHARED` numbers of each, of one array and slice
 # read_keys                       64 bits `[2, read]`: key of the image, and number of the first read
-# reads                           of one strip up to whole vectors: from one slice or field of those to the next
 # pixel_squares                   sum of the squares of the digits under each pixel, of one array; drive: digit of each of its rows
 # codes_row, panel                see `cells_matrix.pack`; sums: of a turn, int32 `[pixel, digit, column of a tile]`, u and perhaps B
 # row_of_reads                    u of 64 columns
-# analog .. seed                  of `cells_layout.Besides`
-# levels .. scales                of `cells_thresholds.Compared`
-# waiting .. read_columns         of `cells_trees`. waiting: reads of each run that wait; of each of them read_scale, what its values are
-#                                 multiplied by, int16, and read_sums, the first accumulator; x, int16 `[run, TURNED, TILE]` and
-#                                 `[TILE, TURNED]`
-CellAddresses = namedtuple("CellAddresses", """
-    analog noisy curved gained moved idle_is_zero idle_is_known keys noise curve current rounder
-    reference reference_base gains offsets base seed
-    weights array_base tile_stride segments segment_start intervals n_intervals digit_start step_of_slice
-    singles doubles divide low constant narrow worth parts n_parts short idle kinds thresholds worths rises spans
-    exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
-    extremes counts first_bin bin_shift bins
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared read_keys reads drive
-    codes_row panel sums acc exact_acc step total row_of_reads levels tree_values run_of scales waiting read_scale
-    read_sums read_rows read_columns""")
-
+# waiting .. turned               of `cells_trees`. waiting: reads of each run that wait; of each of them read_scale, what its values are
+#                                 multiplied by, int16, and read_sums, the first accumulator; turned: x, int16 `[TILE, TURNED]` and
+#                                 `[run, TURNED, TILE]`
 Buffers = namedtuple("Buffers", """
-    lists ones row_at row_count pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared read_keys drive
+    lists ones pixel_row_at pixel_row_count pixel_reference pixel_inputs pixel_squares pixel_shared read_keys drive
     codes_row panel sums acc exact_acc step total row_of_reads waiting read_scale read_sums turned""")
+
+# What else `buffers.addresses` are made of.
+# n_intervals, n_parts   of `CellLayout` and of `parts`
+# exact                  whether sums are int64; what else `finish` asks for is 0
+# rounder                of curves: what they are rounded by the addition of
+# worth, parts           of `Narrow` or `Compared`
+# reads                  of one strip up to whole vectors: from one slice or field of what reads share to the next
+# extremes, counts       of this thread: int32 `[group, array, digit, slice, 2, column]`, and as in `buffers.Target`
+# read_columns, read_rows   the two parts of `Buffers.turned`
+CellNumbers = namedtuple("CellNumbers", """n_intervals exact relative idle_is_known rounder worth parts n_parts reads extremes counts
+    read_columns read_rows""")
 
 
 def run(shape: CellShape, layout: CellLayout, forms: Forms, narrow: Narrow, compared: Compared, besides: Besides,
-        a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, *, out: np.ndarray = NO_OUT,
-        to_codes: ToCodes = NOT_TO_CODES, **target: np.ndarray | int) -> None:
+        a_codes: torch.Tensor, size: tuple[int, int], pixels: int, op: int, **target: np.ndarray | int | ToCodes) -> None:
     """Do `op` with every read of a layer, as `kernel.run`; one of `_kernels`.
 
     Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; pixels, how many of the N H' W' output pixels there are.
     """
-    results, bands = Target(out.view(np.int32), out.dtype == np.int64, **target), bands_of(len(a_codes), size[0])
-    _kernels[op](len(a_codes) * bands, shape, layout, forms, narrow, compared, besides, results, to_codes, a_codes.numpy(), *size, pixels,
+    bands = bands_of(len(a_codes), size[0])
+    _kernels[op](len(a_codes) * bands, shape, layout, forms, narrow, compared, besides, target_of(**target), a_codes.numpy(), *size, pixels,
                  bands)
 
 
 def _kernel(op):
     """The kernel for one `op`, see `kernel`. Its items are bands of output rows, done a strip of some rows at a time."""
     def layer(arguments, item, sources=SOURCES):
-        shape, layout, forms, narrow, compared, besides, target, to_codes, codes, height, width, pixels, bands = loaded(arguments)
+        shape, layout, forms, narrow, compared, besides, target, codes, height, width, pixels, bands = loaded(arguments)
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
         lines = min(last - first, max(1, STRIP // width))
@@ -109,7 +99,7 @@ def _kernel(op):
         if shape.matrix:
             configure(layout.configuration.ctypes.data)
         buffers = _new_buffers(shape, source.kept * source.width, len(layout.intervals), lines * width, op)
-        at = _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes, buffers, numba.get_thread_id(), op)
+        at = _addresses(layout, forms, narrow, compared, besides, target, buffers, numba.get_thread_id(), op)
         for group in range(shape.groups):
             group_codes = codes.ctypes.data + (image * source.height * source.width * shape.groups + group) * shape.channels
             listed = 0
@@ -144,10 +134,9 @@ def _reads_of_strip(shape, at, source, besides, group, codes, strip, op):
         number_reads(shape, at, besides, strip)
     for t in range(shape.arrays):
         for x in range(count):
-            active_rows(shape, at, source, t, strip.y + x // strip.width, x % strip.width, x)
-            for i in range(shape.input_bits):
-                put_int64(at.pixel_row_at, x * shape.input_bits + i, int64_at(at.row_at, i))
-                put_int64(at.pixel_row_count, x * shape.input_bits + i, int64_at(at.row_count, i))
+            first = 8 * x * shape.input_bits
+            active_rows(shape, at, source, t, strip.y + x // strip.width, x % strip.width, x, at.pixel_row_at + first,
+                        at.pixel_row_count + first)
         if shape.matrix:
             pack(shape, at, source, codes, t, strip)
         array = group * shape.arrays + t
@@ -259,16 +248,10 @@ def _add_codes(shape, at, place, op):
     for z in range(shape.digits):
         if adds_nothing(shape, at, place.x, z, place.k, op):
             continue
-        form = at.singles + 4 * FORM * kind_of(shape, at, place.x, z, place.k)
-        u = as_floats(sums_of_cells(shape, at, place, z))
+        kind, u = kind_of(shape, at, place.x, z, place.k), as_floats(sums_of_cells(shape, at, place, z))
         if op != PLAIN:
             u = read(shape, at, place, z, op, u)
-        low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
-        if at.divide:
-            q = code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
-        else:
-            q = code_f32(u, float32_at(form, SCALE), low, high)
-        total = add_product_f32(total, q, float32_at(form, FACTOR))
+        total = add_product_f32(total, code_of(u, at.singles, kind, at.divide), factor_of(at.singles, kind))
     add_to_int32(at.acc, _accumulator(shape, at, place), total)
 
 
@@ -280,15 +263,13 @@ def _add_broad_codes(shape, at, place, op):
         if adds_nothing(shape, at, place.x, z, place.k, op):
             continue
         entry = _entry(shape, place, z) if op == DYNAMIC else kind_of(shape, at, place.x, z, place.k)
-        form, single = at.doubles + 8 * FORM * entry, at.singles + 4 * FORM * entry
         u = read(shape, at, place, z, op, sums_of_cells(shape, at, place, z))
         if op == DYNAMIC:
-            start = full_i32(-int64_at(at.low, entry))
+            start, single = full_i32(-int64_at(at.low, entry)), at.singles + 4 * FORM * entry
             q = code_f64_of_f32(added(u, start), float32_at(single, DELTA), float32_at(single, HIGHEST))
         else:
-            q = code_of_quotient_f64(u, float64_at(form, UNIT), float64_at(form, DELTA), float64_at(form, LOWEST),
-                                     float64_at(form, HIGHEST))
-        total = add_product_f64(total, q, float64_at(form, FACTOR))
+            q = broad_code_of(u, at.doubles, entry)
+        total = add_product_f64(total, q, float64_at(at.doubles + 8 * FORM * entry, FACTOR))
     add_to_int64(at.exact_acc, _accumulator(shape, at, place), total)
 
 
@@ -333,7 +314,6 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
     runs, blocks = (shape.digits, shape.digits + 1) if op == COMPARED_TREES or op == COMPARED_WIDE_TREES else (0, 0)
     return Buffers(
         lists=np.empty((places + width * shape.input_bits) * shape.slots, np.uint32), ones=np.empty(places * n_intervals, np.int64),
-        row_at=np.empty(shape.input_bits, np.int64), row_count=np.empty(shape.input_bits, np.int64),
         pixel_row_at=np.empty(width * shape.input_bits, np.int64), pixel_row_count=np.empty(width * shape.input_bits, np.int64),
         pixel_reference=np.zeros(reads * shape.reference_slices * (1 + shape.squared), np.int32), pixel_inputs=np.zeros(reads, np.int32),
         pixel_squares=np.empty(width * shape.digits, np.int64), pixel_shared=np.empty(reads * SHARED, np.float32),
@@ -356,50 +336,18 @@ def _up_to_vectors(reads):
 
 
 @inner
-def _addresses(shape, layout, forms, narrow, compared, besides, target, to_codes, buffers, thread, op):
-    """`CellAddresses` for one `op`."""
-    words = 2 if target.wide else 1
+def _addresses(layout, forms, narrow, compared, besides, target, buffers, thread, op):
+    """`buffers.addresses` for one `op`."""
     exact = op == STATIC_BROAD or op == DYNAMIC or op == COMPARED
     compares = op == COMPARED_SHORT or op == COMPARED_TREES or op == COMPARED_WIDE_TREES
     rounder = np.float32(RAISED if op == SHORT or op == COMPARED_SHORT or op == COMPARED_TREES else ROUNDER)
     parts, worth = compared.parts if compares else narrow.parts, compared.worth if compares else narrow.worth
-    return CellAddresses(
-        analog=besides.analog, noisy=besides.noisy, curved=besides.curved, gained=besides.gained, moved=besides.moved,
-        idle_is_zero=besides.idle_is_zero, idle_is_known=len(compared.idle) > 0, curve=besides.curve.ctypes.data,
-        current=besides.current.ctypes.data, rounder=rounder,
-        keys=besides.keys.ctypes.data, noise=besides.noise.ctypes.data,
-        reference=besides.reference.ctypes.data, reference_base=besides.reference_base.ctypes.data,
-        gains=besides.gain.ctypes.data, offsets=besides.offset.ctypes.data, base=besides.base.ctypes.data, seed=besides.seed,
-        weights=layout.weights.ctypes.data, array_base=layout.array_base.ctypes.data, tile_stride=layout.tile_stride.ctypes.data,
-        segments=layout.segments.ctypes.data, segment_start=layout.segment_start.ctypes.data, intervals=layout.intervals.ctypes.data,
-        n_intervals=len(layout.intervals), digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
-        singles=forms.singles.ctypes.data, doubles=forms.doubles.ctypes.data, divide=forms.divide, low=forms.low.ctypes.data,
-        constant=forms.constant.ctypes.data, narrow=narrow.forms.ctypes.data, worth=worth.ctypes.data,
-        parts=parts.ctypes.data, n_parts=len(parts) - 1,
-        short=compared.short, idle=compared.idle.ctypes.data, kinds=compared.kinds.ctypes.data, thresholds=compared.thresholds.ctypes.data,
-        worths=compared.values.ctypes.data, rises=compared.rises.ctypes.data, spans=compared.spans.ctypes.data,
-        exact=exact, relative=0, floats=False,
-        out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
-        scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
-        offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
-        gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
-        extremes=target.extremes.ctypes.data + thread * target.extremes.strides[0],
-        counts=target.counts.ctypes.data + thread * target.counts.strides[0], first_bin=target.first_bin,
-        bin_shift=target.bin_shift, bins=target.counts.shape[4],
-        lists=buffers.lists.ctypes.data, ones=buffers.ones.ctypes.data, row_at=buffers.row_at.ctypes.data,
-        row_count=buffers.row_count.ctypes.data, pixel_row_at=buffers.pixel_row_at.ctypes.data,
-        pixel_row_count=buffers.pixel_row_count.ctypes.data,
-        pixel_reference=buffers.pixel_reference.ctypes.data, pixel_inputs=buffers.pixel_inputs.ctypes.data,
-        reads=buffers.pixel_inputs.size,
-        pixel_squares=buffers.pixel_squares.ctypes.data, pixel_shared=buffers.pixel_shared.ctypes.data,
-        read_keys=buffers.read_keys.ctypes.data,
-        drive=buffers.drive.ctypes.data, codes_row=buffers.codes_row.ctypes.data, panel=buffers.panel.ctypes.data,
-        sums=buffers.sums.ctypes.data, acc=buffers.acc.ctypes.data,
-        exact_acc=buffers.exact_acc.ctypes.data, step=buffers.step.ctypes.data, total=buffers.total.ctypes.data,
-        row_of_reads=buffers.row_of_reads.ctypes.data, levels=compared.levels, tree_values=compared.tree_values.ctypes.data,
-        run_of=compared.run_of.ctypes.data, scales=compared.scales.ctypes.data, waiting=buffers.waiting.ctypes.data,
-        read_scale=buffers.read_scale.ctypes.data, read_sums=buffers.read_sums.ctypes.data,
-        read_columns=buffers.turned.ctypes.data, read_rows=buffers.turned.ctypes.data + 2 * BLOCK)
+    columns = buffers.turned.ctypes.data
+    numbers = CellNumbers(
+        n_intervals=len(layout.intervals), exact=exact, relative=0, idle_is_known=len(compared.idle) > 0, rounder=rounder, worth=worth,
+        parts=parts, n_parts=len(parts) - 1, reads=buffers.pixel_inputs.size, extremes=of_thread(target.extremes, thread),
+        counts=of_thread(target.counts, thread), read_columns=columns, read_rows=columns + 2 * BLOCK)
+    return addresses((layout, forms, narrow, compared, besides, target, buffers, numbers))
 
 
 _kernels = {op: _kernel(op) for op in (STATIC, DYNAMIC, RANGES, HISTOGRAM, STATIC_BROAD, PLAIN, SHORT, NARROW, COMPARED, COMPARED_SHORT,

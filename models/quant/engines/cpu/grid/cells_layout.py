@@ -48,13 +48,13 @@ CellLayout = namedtuple("CellLayout", """
 # referred    whether reads need the sums of their reference cells
 # reference   int32 `[group, row + 1, slice]`, rows of all arrays, those of each behind a 0; slices up to `reference_slices`
 # curve       the first three numbers of `Readout.curve`, float32 `[slice, 3]`; current: the last, float64 `[slice]`
-# gain, offset   float64 and int32 `[slice, group, array, column]`
+# gains, offsets   float64 and int32 `[slice, group, array, column]`
 # gained, moved   whether any gain is not 1, any offset not 0
 # base     `MappedLayer.base_noise`
 # seed, first_image, pixels   see there; pixels of one image
 # idle_is_zero   whether reads that no row is on for are 0
 Besides = namedtuple("Besides", """noisy gained moved idle_is_zero curved referred analog keys noise curve current reference reference_base
-    gain offset base seed first_image pixels""")
+    gains offsets base seed first_image pixels""")
 
 
 def lay_out(layer: MappedLayer, matrix: bool) -> tuple[CellShape, CellLayout]:
@@ -67,16 +67,17 @@ def lay_out(layer: MappedLayer, matrix: bool) -> tuple[CellShape, CellLayout]:
     tile_stride = (filled if matrix else rows + 1) * tile
     array_base = np.cumsum(np.concatenate([[0], np.tile(tile_stride * slices * tiles, groups)]))
     parts = weights_of(layer)
+    squared = layer.readout is not None and layer.readout.depends_on_level and max(layer.spec.digit_bits) > 1
     of_shape, of_layout = of_rows(layer)
     shape = CellShape(
         **of_shape, blocks=tile // LANES, slice_vectors=padded_columns(layer) // LANES, matrix=matrix, tile=tile,
-        tile_bits=tile.bit_length() - 1, tiles=tiles, sums=len(parts), squared=_needs_squares(layer), words=int(array_base[-1]),
+        tile_bits=tile.bit_length() - 1, tiles=tiles, sums=len(parts), squared=squared, words=int(array_base[-1]),
         turn=max(1, TILE_ROWS // len(layer.spec.digit_bits)), chunk=min(map(_chunk, parts)), scale_bits=cells_matrix.scale_bits(layer),
         panel_row=int(filled.max()) if matrix else 0, reference_rows=parts[0].shape[2] + len(layer.arrays),
         reference_slices=_reference_slices(slices), reference_shift=tile.bit_length() - _reference_slices(slices).bit_length())
     words = aligned(shape.sums * shape.words, np.empty(0, np.int16))
     for own, cells in zip(words.reshape(shape.sums, -1), parts):
-        padded = _padded(cells, tiles * tile)
+        padded = np.pad(cells, [(0, 0)] * 3 + [(0, tiles * tile - cells.shape[3])])  # columns without a channel are zeros
         for place, (g, t) in enumerate(np.ndindex(groups, len(rows))):
             array = padded[:, g, slice(*layer.arrays[t])]
             own[array_base[place]:array_base[place + 1]] = (
@@ -88,10 +89,6 @@ def lay_out(layer: MappedLayer, matrix: bool) -> tuple[CellShape, CellLayout]:
 def padded_columns(layer: MappedLayer) -> int:
     """Columns of a slice and group up to a multiple of 128."""
     return -(-len(layer.w_codes) // layer.geometry.groups // (2 * WIDE)) * 2 * WIDE
-
-
-def _needs_squares(layer):
-    return layer.readout is not None and layer.readout.depends_on_level and max(layer.spec.digit_bits) > 1
 
 
 def weights_of(layer: MappedLayer) -> list[np.ndarray]:
@@ -117,11 +114,6 @@ def _rows(cells, tile):
     slices, rows, columns = cells.shape
     paired = cells.astype(np.int16).reshape(slices, rows, -1, 2, WIDE // 2).swapaxes(3, 4).reshape(cells.shape)
     return np.pad(paired, ((0, 0), (1, 0), (0, 0))).reshape(slices, rows + 1, columns // tile, tile).swapaxes(1, 2)
-
-
-def _padded(columns, count):
-    """Columns up to `count`, those without a channel of zeros."""
-    return np.pad(columns, ((0, 0),) * (columns.ndim - 1) + ((0, count - columns.shape[-1]),))
 
 
 def _reference_slices(slices):
@@ -158,7 +150,7 @@ def besides(layer: MappedLayer, pixels: int) -> Besides:
 
 
 def gains_and_offsets(layer: MappedLayer, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """`Besides.gain` and `offset`, each of so many columns, those without a channel of ones and zeros."""
+    """`Besides.gains` and `offsets`, each of so many columns, those without a channel of ones and zeros."""
     groups, shape = layer.geometry.groups, (len(layer.spec.slice_bits), layer.geometry.groups, len(layer.arrays), columns)
     gain, offset, out = np.ones(shape), np.zeros(shape, np.int32), len(layer.w_codes) // groups
     for found, given in ((gain, layer.readout.gain), (offset, layer.readout.offset)):

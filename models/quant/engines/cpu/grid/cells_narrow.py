@@ -176,7 +176,7 @@ def narrow_codes_of_digits(shape, at, weights, place, next_place, z, end, op):
     first = 0
     while z < end:
         if not adds_nothing(shape, at, place.x, z, place.k, op):
-            form = at.narrow + 4 * FIELDS * kind_of(shape, at, place.x, z, place.k)
+            form = at.forms + 4 * FIELDS * kind_of(shape, at, place.x, z, place.k)
             n0, n1 = _numbers_of_codes(shape, at, weights, place, next_place, z, form, op)
             total0, total1 = _with_codes(total0, n0, form), _with_codes(total1, n1, form)
             first += np.int64(int16_at(form, 2 * FIRST)) * int16_at(form, 2 * FACTOR)

@@ -7,14 +7,14 @@ from collections import namedtuple
 import numpy as np
 
 from ....kernels.inner import inlined, inner
-from ....kernels.simd import (LANES, bit_length, float32_at, float64_at, int32_at, int64_at, put_float32, put_int32, put_int64, uint32_at)
+from ....kernels.simd import (LANES, bit_length, float32_at, float64_at, int32_at, int64_at, put_float32, put_int64, put_uint32, uint32_at)
 from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES
 from ..common.rows import drive
 from ..vectors.amx import TILE_ROWS
 from ..vectors.wide import UNROLL, WIDE, added_quads, full_quad, load_ints, put_quad, with_quad
 from ..vectors.wide_noise import (APART, IN_STEPS, ROUNDER, SHARING, STEP, between_curves, converted_by, curved, lifted, mixed, moved_by,
                                   put_currents, put_curves, put_keys, with_noise, with_noise_of_levels)
-from .cells_forms import FACTOR, FORM
+from .cells_forms import factor_of
 
 # Operations beside those of `buffers`: STATIC where reads have nothing besides, so that nothing asks for it; by `cells_narrow`, with what
 # reads have besides, and without; by `cells_compared`, in 32 bits and in 16; by `cells_trees`, of sums in 16 bits and in 32.
@@ -52,7 +52,7 @@ def adds_nothing(shape, at, x, z, k, op):
         return False
     if at.idle_is_zero and int32_at(at.pixel_inputs, x * shape.digits + z) == 0:
         return True
-    return float32_at(at.singles + 4 * FORM * kind_of(shape, at, x, z, k), FACTOR) == 0
+    return factor_of(at.singles, kind_of(shape, at, x, z, k)) == 0
 
 
 @inlined
@@ -141,7 +141,7 @@ def add_references(shape, at, group, t, count):
                             row = uint32_at(at.lists, i)
                             driven = int64_at(at.drive, row >> shape.tile_bits) << (bit - first)
                             total += driven * int32_at(rows, (row >> shape.reference_shift) + k)
-                    put_int32(at.pixel_reference, (slices + k) * at.reads + read, total)
+                    put_uint32(at.pixel_reference, (slices + k) * at.reads + read, total)
                 drive(shape, at, x, first, end, -1)
 
 
@@ -153,7 +153,7 @@ def add_inputs(shape, at, count):
             first, total = int64_at(at.digit_start, z), 0
             for bit in range(first, int64_at(at.digit_start, z + 1)):
                 total += int64_at(at.pixel_row_count, x * shape.input_bits + bit) << (bit - first)
-            put_int32(at.pixel_inputs, x * shape.digits + z, total)
+            put_uint32(at.pixel_inputs, x * shape.digits + z, total)
 
 
 @inner

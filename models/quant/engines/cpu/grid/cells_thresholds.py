@@ -32,7 +32,7 @@ GRAIN = 2**7  # of what sums of 16 bits begin at, which is doubled for each bit 
 
 # Of a kind of read: x is u brought between LOW and HIGH, less LOW; SPAN, bits of x within a span; FIRST, where its thresholds begin in
 # `thresholds`, and APART, how far those of one block of columns are from the next; SPANS_AT and SPANS_APART, the same in `spans`; CODES,
-# where its numbers begin in `values` and `rises`; FACTOR, what values are multiplied by; START, what a sum of 16 bits begins at, and FLOOR,
+# where its numbers begin in `worths` and `rises`; FACTOR, what values are multiplied by; START, what a sum of 16 bits begins at, and FLOOR,
 # where it stands for LOW; RISE, what all codes but the lowest are worth more than the one before, 0 where these are not alike; IDLE and
 # IDLE_APART, like FIRST and APART, of `idle`.
 LOW, HIGH, SPAN, FIRST, APART, CODES, SPANS_AT, SPANS_APART, FACTOR, START, FLOOR, RISE, IDLE, IDLE_APART = range(14)
@@ -46,7 +46,7 @@ TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behin
 # silent       whether it is worth 0 everywhere
 # kinds        int64 `[digit, slice, class, field]`
 # thresholds   of each kind `[group, array, block of columns, threshold, column]`, uint16 or int32, in x
-# values       what the codes of a kind are worth, int64; rises: by how much the next one is worth more
+# worths       what the codes of a kind are worth, int64; rises: by how much the next one is worth more
 # spans        int32 `[group, array, block of columns, span, 2]` of each kind: thresholds that all x of a span have reached, and that none
 #              is beyond
 # worth        what values of each slice are worth, int64; parts: see `cells_narrow.Narrow`
@@ -55,7 +55,7 @@ TOGETHER = 2  # thresholds that sums of 16 bits are compared with in turn: behin
 # tree_values  what codes are worth, int16 `[digit, slice, 2^levels]`, over what all of them are multiples of; scales: that, over `worth`,
 #              int64 `[digit, slice]`
 # run_of       of each digit: the number of its run, digits that have the same converters and whose sums 16 bits hold
-Compared = namedtuple("Compared", "narrow short idle silent kinds thresholds values rises spans worth parts levels tree_values "
+Compared = namedtuple("Compared", "narrow short idle silent kinds thresholds worths rises spans worth parts levels tree_values "
                                   "scales run_of")
 NOTHING_COMPARED = Compared(False, True, np.zeros(0, np.uint8), True,
                             *(np.zeros(0, kind) for kind in (np.int64, np.uint8, np.int64, np.int64, np.int32)),

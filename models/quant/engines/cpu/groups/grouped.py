@@ -22,7 +22,7 @@ from ... import accumulator_dtype
 from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC
 from ..common.histogram import room_for
 from ..common.layout import step_of_slice
-from ..grid.cells_forms import Forms, dynamic_forms, static_forms
+from ..grid.cells_forms import DELTA, FACTOR, NO_FORMS, Forms, dynamic_forms, static_forms
 from ..vectors import lookup
 from ..vectors.wide import WIDE
 from ..whole.choice import GROUPS, may
@@ -35,11 +35,8 @@ MANY, FEW = 16, 8  # groups of a layer, and outputs of one group
 def serves(layer: MappedLayer) -> bool:
     """Whether the layer is one of many small groups that this kernel can run."""
     groups = layer.geometry.groups
-    return may(GROUPS) and groups >= MANY and len(layer.w_codes) <= FEW * groups and layer.readout is None and _largest_cell(layer) < 2**15
-
-
-def _largest_cell(layer):
-    return int(layer.row_weights.abs().max())
+    few = groups >= MANY and len(layer.w_codes) <= FEW * groups
+    return may(GROUPS) and few and layer.readout is None and int(layer.row_weights.abs().max()) < 2**15
 
 
 class Prepared:
@@ -131,7 +128,7 @@ class Prepared:
             return torch.from_numpy(self._table.histogram(self._input(a_codes), size))
         bins = self.layer.bins
         counts = room_for(self.layer, bins)
-        self._run(_NO_FORMS, NO_RANGES, a_codes, HISTOGRAM, counts=counts, first_bin=bins.first, bin_shift=bins.shift)
+        self._run(NO_FORMS, NO_RANGES, a_codes, HISTOGRAM, counts=counts, first_bin=bins.first, bin_shift=bins.shift)
         return torch.from_numpy(counts.sum(axis=0))
 
     def _dynamic(self, a_codes):
@@ -140,15 +137,11 @@ class Prepared:
         parts = len(layer.arrays), len(spec.digit_bits), len(spec.slice_bits), -(-groups // WIDE)
         extremes = np.empty((numba.get_num_threads(), *parts, 2, WIDE), np.int32)
         extremes[..., 0, :], extremes[..., 1, :] = 2**31 - 1, -2**31
-        self._run(_NO_FORMS, NO_RANGES, a_codes, RANGES, extremes=extremes)
+        self._run(NO_FORMS, NO_RANGES, a_codes, RANGES, extremes=extremes)
         low, high = extremes[..., 0, :].min(0), extremes[..., 1, :].max(0)
         low, high = (ends.reshape(*parts[:3], -1).transpose(3, 0, 1, 2).astype(np.int64) for ends in (low, high))
         forms = dynamic_forms(layer, low, high)
         singles, doubles = (form.reshape(*low.shape, -1).transpose(1, 2, 3, 0, 4) for form in (forms.singles, forms.doubles))
         ranges = Ranges(*map(np.ascontiguousarray, (
-            -low.transpose(1, 2, 3, 0).astype(np.int32), singles[..., grouped_kernel.DELTA], doubles[..., grouped_kernel.FACTOR])))
+            -low.transpose(1, 2, 3, 0).astype(np.int32), singles[..., DELTA], doubles[..., FACTOR])))
         return forms._replace(constant=forms.constant[:groups]), ranges
-
-
-_NO_FORMS = Forms(np.zeros((1,) * 5, np.float32), np.zeros((1,) * 5), False, False, np.zeros((1, 1, 1), np.int64),
-                  np.zeros(1, np.int64))

@@ -14,14 +14,13 @@ import numpy as np
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.simd import float32_at, float64_at, int32_at, int64_at, put_int64, put_uint64, uint64_at
-from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC, keep_alive
+from ..common.buffers import DYNAMIC, HISTOGRAM, RANGES, STATIC, addresses, keep_alive, of_thread, target_of
 from ..common.histogram import bin_of
-from ..grid.cells_forms import DELTA, FACTOR, FORM, HIGHEST, LOWEST, SCALE, UNIT, Forms
+from ..grid.cells_forms import FACTOR, FORM, HIGHEST, Forms, broad_code_of, code_of, factor_of
 from ..vectors.loop import Kernel, loaded
 from ..vectors.wide import (WIDE, add_product_by, add_product_f32, add_product_f32_where, add_product_f64, add_product_f64_where,
-                            add_to_int32, add_to_int64, added, added_where, bit_of_64_bytes, code_f32, code_f64_of_f32_by,
-                            code_of_quotient_f32, code_of_quotient_f64, full_f32, full_f64, full_i16, full_i32, larger, load_ints,
-                            load_shorts, shifted_up, smaller, store_ints, widened)
+                            add_to_int32, add_to_int64, added, added_where, bit_of_64_bytes, code_f64_of_f32_by, full_f32,
+                            full_f64, full_i16, full_i32, larger, load_ints, load_shorts, shifted_up, smaller, store_ints, widened)
 
 STATIC_BROAD = 4  # STATIC with codes in float64 and sums in int64
 
@@ -42,35 +41,29 @@ GroupLayout = namedtuple("GroupLayout", "cells row_at array_start digit_start st
 Ranges = namedtuple("Ranges", "minus_low delta factor")
 NO_RANGES = Ranges(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0))
 
-# out        `[step, N, H', W', group, output]`, int32 or int64
-# extremes   int32 `[thread, array, digit, slice, block, 2, lane]`
-# counts     int64 `[thread, digit, slice, class, bin]`, see `mapping.Bins`; first_bin, bin_shift: `first` and `shift` there
-Target = namedtuple("Target", "out extremes counts first_bin bin_shift")
-NO_OUT, NO_EXTREMES, NO_COUNTS = np.zeros((0,) * 6, np.int32), np.zeros((0,) * 7, np.int32), np.zeros((0,) * 5, np.int64)
+NO_OUT = np.zeros((0,) * 6, np.int32)
 
-# Addresses of the arrays above (why: see `buffers`), and of one work item: masks, uint64 `[bit, row]`; lanes of each class of n, uint64
-# `[array, digit, class]`; u of one read.
-GroupAddresses = namedtuple("GroupAddresses", """
-    cells row_at array_start digit_start step_of_slice singles doubles divide minus_low delta factor
-    extremes counts first_bin bin_shift bins masks lanes reads acc""")
+# What else `buffers.addresses` are made of: extremes, int32 `[array, digit, slice, block, 2, lane]`, and counts of this thread; of one work
+# item masks, uint64 `[bit, row]`; lanes of each class of n, uint64 `[array, digit, class]`; u of one read; sums.
+GroupNumbers = namedtuple("GroupNumbers", "extremes counts masks lanes reads acc")
 
 
 def run(shape: GroupShape, layout: GroupLayout, forms: Forms, ranges: Ranges, x: np.ndarray, size: tuple[int, int], op: int, *,
-        out: np.ndarray = NO_OUT, extremes: np.ndarray = NO_EXTREMES, counts: np.ndarray = NO_COUNTS, first_bin: int = 0,
-        bin_shift: int = 0) -> None:
+        out: np.ndarray = NO_OUT, **target: np.ndarray | int) -> None:
     """Do `op` with every read of a layer: codes of STATIC and DYNAMIC are added to `out`, RANGES go to `extremes`, HISTOGRAM to
     `counts`.
 
-    Args: x, codes uint8 `[N, H, W, channel of a group, group]`, padded on all sides, groups up to whole blocks; size, `(H', W')`.
+    Args: x, codes uint8 `[N, H, W, channel of a group, group]`, padded on all sides, groups up to whole blocks; size, `(H', W')`; out,
+            `[step, N, H', W', group, output]`, int32 or int64; target, other fields of `buffers.target_of`.
     """
     op = STATIC_BROAD if op == STATIC and forms.broad else op
-    _kernels[op](len(x) * size[0], shape, layout, forms, ranges, Target(out, extremes, counts, first_bin, bin_shift), x, *size)
+    _kernels[op](len(x) * size[0], shape, layout, forms, ranges, out, target_of(**target), x, *size)
 
 
 def _kernel(op):
     """The kernel for one `op`, see `kernel`. Its items are output rows."""
     def layer(arguments, item, sources=SOURCES):
-        shape, layout, forms, ranges, target, x, height, width = loaded(arguments)
+        shape, layout, forms, ranges, out, target, x, height, width = loaded(arguments)
         image, y = item // height, item % height
         broad = op == STATIC_BROAD or op == DYNAMIC
         sums = shape.steps * shape.outputs * WIDE
@@ -78,13 +71,9 @@ def _kernel(op):
         masks, reads = np.empty(shape.bits * shape.rows, np.uint64), np.empty(WIDE, np.int32)
         lanes = np.empty(shape.arrays * shape.digits * shape.classes, np.uint64)
         thread = numba.get_thread_id() if op == RANGES or op == HISTOGRAM else 0
-        at = GroupAddresses(
-            layout.cells.ctypes.data, layout.row_at.ctypes.data, layout.array_start.ctypes.data, layout.digit_start.ctypes.data,
-            layout.step_of_slice.ctypes.data, forms.singles.ctypes.data, forms.doubles.ctypes.data, forms.divide,
-            ranges.minus_low.ctypes.data, ranges.delta.ctypes.data, ranges.factor.ctypes.data,
-            target.extremes.ctypes.data + thread * target.extremes.strides[0],
-            target.counts.ctypes.data + thread * target.counts.strides[0], target.first_bin, target.bin_shift, target.counts.shape[4],
-            masks.ctypes.data, lanes.ctypes.data, reads.ctypes.data, broad_acc.ctypes.data if broad else acc.ctypes.data)
+        at = addresses((target, layout, forms, ranges, GroupNumbers(
+            of_thread(target.extremes, thread), of_thread(target.counts, thread), masks.ctypes.data, lanes.ctypes.data, reads.ctypes.data,
+            broad_acc.ctypes.data if broad else acc.ctypes.data)))
         first = x.ctypes.data + image * x.strides[0] + y * shape.stride
         for block in range(shape.blocks):
             for column in range(width):
@@ -98,9 +87,9 @@ def _kernel(op):
                         for t in range(shape.arrays):
                             _reads(shape, at, block, output, k, t, op)
                 if op == STATIC:
-                    _put(shape, acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
+                    _put(shape, acc, out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
                 elif broad:
-                    _put(shape, broad_acc, target.out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
+                    _put(shape, broad_acc, out[:, image, y, column, block * WIDE:(block + 1) * WIDE])
         keep_alive((masks, lanes, reads, acc, broad_acc))
 
     return Kernel(layer, f"grouped_layer_{op}")
@@ -202,7 +191,7 @@ def _reads(shape, at, block, output, k, t, op):
 @inlined
 def _converted_lanes(shape, at, t, z, kind, j):
     """The lanes whose reads are of class j, where these have bits; else none. Args: kind, of class 0."""
-    if float32_at(at.singles + 4 * FORM * (kind + j), FACTOR) == 0:
+    if factor_of(at.singles, kind + j) == 0:
         return np.uint64(0)
     return uint64_at(at.lanes, (t * shape.digits + z) * shape.classes + j)
 
@@ -210,19 +199,13 @@ def _converted_lanes(shape, at, t, z, kind, j):
 @inlined
 def _code(at, u, kind):
     """(ADC codes, their factor) of one kind of read, in float32."""
-    form = at.singles + 4 * FORM * kind
-    low, high, factor = float32_at(form, LOWEST), float32_at(form, HIGHEST), float32_at(form, FACTOR)
-    if at.divide:
-        return code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high), factor
-    return code_f32(u, float32_at(form, SCALE), low, high), factor
+    return code_of(u, at.singles, kind, at.divide), factor_of(at.singles, kind)
 
 
 @inlined
 def _broad_code(at, u, kind):
     """The same by the formula, in float64."""
-    form = at.doubles + 8 * FORM * kind
-    low, high, factor = float64_at(form, LOWEST), float64_at(form, HIGHEST), float64_at(form, FACTOR)
-    return code_of_quotient_f64(u, float64_at(form, UNIT), float64_at(form, DELTA), low, high), factor
+    return broad_code_of(u, at.doubles, kind), float64_at(at.doubles + 8 * FORM * kind, FACTOR)
 
 
 def _with_codes_of(code, add_product, add_product_where):

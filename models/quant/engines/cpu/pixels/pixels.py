@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ....arrays.mapping import MappedLayer
 from ....arrays.readout import first_image
-from ....kernels.output import NOT_TO_CODES, ToCodes
+from ....kernels.output import ToCodes
 from ....kernels.simd import has_byte_tables, set_threads
 from ... import accumulator_dtype
 from ..common.buffers import room_for_results
@@ -21,7 +21,7 @@ from ..vectors.picks import BYTE_ROWS, PIXELS, TABLE
 from ..vectors.wide import WIDE
 from ..vectors.wide_noise import sums_bytes
 from ..whole.choice import SIDE_BY_SIDE, fastest_for, may
-from .pixels_kernel import Raster, Target, run
+from .pixels_kernel import Raster, run
 from .pixels_layout import lay_out
 
 PLANES = 2**15  # bytes of the planes of a block, about: they stay in the first-level cache
@@ -106,19 +106,18 @@ class SideBySide:
         narrow = max(map(abs, layer.in_levels.u_span)) < 2**7
         return layer.tallest <= MOST_ROWS and columns <= (MOST_COLUMNS if narrow else MOST_COLUMNS // 2)
 
-    def simulate(self, a_codes: torch.Tensor, dtype: torch.dtype, to_codes: ToCodes = NOT_TO_CODES, **scaling: np.ndarray) -> torch.Tensor:
+    def simulate(self, a_codes: torch.Tensor, dtype: torch.dtype, **scaling: np.ndarray | ToCodes) -> torch.Tensor:
         """Accumulators of `dtype`, or what the others make of them; see `engine._Prepared.simulate`."""
         set_threads()
         shape, tables = self._layout
         out = room_for_results(self.layer, a_codes, shape.steps, dtype, scaling)
-        target = Target(out.numpy().view(np.int32), out.dtype == torch.int64, **scaling)
         raster, place = self._raster(a_codes.shape)
         codes = F.pad(a_codes.flatten(), (0, WIDE))  # a vector from the last code on is read too
-        run(shape, tables, raster, place, target, to_codes, codes.numpy(), first_image())
+        run(shape, tables, raster, place, codes.numpy(), first_image(), out=out.numpy(), **scaling)
         return out
 
     def _raster(self, input_shape):
-        """(`Raster`, `PixelAddresses.place`) for inputs `[N, H, W, in]`."""
+        """(`Raster`, `PixelNumbers.place`) for inputs `[N, H, W, in]`."""
         key, found = (*input_shape, numba.get_num_threads()), self._rasters
         if key not in found:  # another thread may put its own there meanwhile
             found = self._rasters = {key: self._make_raster(input_shape)}

@@ -13,10 +13,10 @@ import numpy as np
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import ToCodes
-from ....kernels.simd import LANES, float32_at, int32_at, int64_at, put_int32, put_uint8
-from ..common.buffers import NO_SCALING, keep_alive
+from ....kernels.simd import LANES, int32_at, int64_at, put_uint8, put_uint32
+from ..common.buffers import addresses, keep_alive, target_of
 from ..common.finish import Pixel, finish_pixel
-from ..grid.cells_forms import DELTA, FORM, HIGHEST, LOWEST, SCALE, UNIT
+from ..grid.cells_forms import code_of
 from ..grid.cells_reads import SHARED
 from ..planes.converter import CLIP_HIGH, CLIP_LOW, FACTOR, FRACTION, LOW, OFFSET, Q_MAX, Q_MIN, SHIFT, TIE
 from ..planes.fixed_point import EVEN, TOWARDS_ZERO
@@ -25,8 +25,8 @@ from ..vectors.picks import (PIXELS, TABLE, add_joined_evens, add_joined_odds, a
                              add_product_of_odds, add_product_of_shorts, add_to_sums, added_bytes, codes_of_shorts,
                              full_i8, larger_bytes, load_bytes, load_table, picked_bytes, picked_of_four, picked_of_two, picked_shorts,
                              smaller_bytes, store_bytes, zero_shorts)
-from ..vectors.wide import (WIDE, add_product_f32, added, added_shorts, bit_of_64_bytes, code_f32, code_of_quotient_f32, full_f32, full_i16,
-                            full_i32, halved, store_ints, times, widened, widened_unsigned)
+from ..vectors.wide import (WIDE, add_product_f32, added, added_shorts, bit_of_64_bytes, full_f32, full_i16, full_i32, halved, store_ints,
+                            times, widened, widened_unsigned)
 from .pixels_compared import worth_of_reads
 from .pixels_layout import BROAD, BY_ONES, COMPARED, NARROW, READ_OUT, SHORT_FORM, TALL, VALUES, PixelLayout, PixelShape
 from .pixels_reads import bend, draw, read_out
@@ -38,29 +38,24 @@ LENGTH = np.array([n.bit_length() for n in range(2 * TABLE)], np.uint8)  # class
 # the next; rows, from one image to the next; block, output pixels of a work item; length, of a plane, the taps' reach more.
 Raster = namedtuple("Raster", "images height width out_height out_width pitch rows block length")
 
-# Where results go: `buffers.Target`.
-Target = namedtuple("Target", "out wide values scale offset next_codes", defaults=NO_SCALING)
-
-# Addresses of the arrays of `PixelLayout`, `Target` and of one work item, and numbers beside them: see `buffers.ColumnAddresses`.
+# Arrays of one work item, and numbers: what else `buffers.addresses` are made of.
 # place   where the plane of each set begins, moved by its tap; bit_stride: from the planes of one input bit to those of the next
-# sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
 # classes  BY_ONES, and where reads are read out: bytes `[array, digit, pixel]`, of PIXELS pixels: classes of n, or n
 # reads    READ_OUT, COMPARED: `[array, digit, slice, field, pixel]`, of PIXELS pixels, `cells_reads.SHARED` fields of 32 bits
 # keys     READ_OUT, COMPARED: 64 bits `[2, pixel]`: key of the image, and number of a pixel's first read
 # sums_of_rows   int32 `[2, pixel]`: n and the sum of the reference cells
-PixelAddresses = namedtuple("PixelAddresses", """
-    tables set_start first size place planes bit_stride digit_start step_of_slice codes ends forms shorts value_bytes windows classes
-    noise drawn gains offsets curve current references both least reads keys sums_of_rows trees tree_of code_values factors worth sums
-    sums_stride exact relative floats out step_size wide scaling values scale offset to_codes next_codes gain shift alpha factor
-    acc exact_acc step total""")
+# sums    int32 `[step, column, pixel]` of the block, `sums_stride` from one column to the next
+# exact, exact_acc, relative   that `finish` asks for
+PixelNumbers = namedtuple("PixelNumbers", """place planes bit_stride classes reads keys sums_of_rows sums sums_stride acc step total
+    exact exact_acc relative""")
 
 
-def run(shape: PixelShape, layout: PixelLayout, raster: Raster, place: np.ndarray, target: Target, to_codes: ToCodes,
-        codes: np.ndarray, first_image: int) -> None:
-    """Codes of every read of a layer to `target`. Args: place, see `PixelAddresses`; codes, uint8 `[N, H, W, in]` flat, and a
-    vector behind; first_image, its number, which its noise follows from."""
+def run(shape: PixelShape, layout: PixelLayout, raster: Raster, place: np.ndarray, codes: np.ndarray, first_image: int,
+        **target: np.ndarray | ToCodes) -> None:
+    """Codes of every read of a layer to `target`, see `buffers.target_of`. Args: place, see `PixelNumbers`; codes, uint8 `[N, H, W, in]`
+    flat, and a vector behind; first_image, its number, which its noise follows from."""
     blocks = -(-raster.images * raster.rows * raster.pitch // raster.block)
-    _kernels[shape.form](blocks, shape, layout, raster, place, target, to_codes, codes, first_image)
+    _kernels[shape.form](blocks, shape, layout, raster, place, target_of(**target), codes, first_image)
 
 
 def _kernel(form):
@@ -68,7 +63,7 @@ def _kernel(form):
     reads_out, by_twos = form in (READ_OUT, COMPARED), form in (NARROW, TALL, BY_ONES)
 
     def layer(arguments, item, sources=SOURCES):
-        shape, layout, raster, place, target, to_codes, codes, first_image = loaded(arguments)
+        shape, layout, raster, place, target, codes, first_image = loaded(arguments)
         first = item * raster.block
         phases = shape.stride_y * shape.stride_x
         bit_stride = shape.intervals * phases * raster.length
@@ -81,24 +76,9 @@ def _kernel(form):
         sums = np.empty(shape.steps * shape.out_channels * stride, np.int32)
         acc = np.empty(shape.steps * shape.slice_vectors * LANES, np.int32)
         step, total = np.empty(shape.slice_vectors * LANES, np.int64), np.empty(shape.slice_vectors * LANES)
-        words = 2 if target.wide else 1  # of an element of `out`
-        at = PixelAddresses(
-            tables=layout.tables.ctypes.data, set_start=layout.set_start.ctypes.data,
-            first=layout.first.ctypes.data, size=layout.size.ctypes.data, place=place.ctypes.data, planes=planes.ctypes.data,
-            bit_stride=bit_stride, digit_start=layout.digit_start.ctypes.data, step_of_slice=layout.step_of_slice.ctypes.data,
-            codes=layout.codes.ctypes.data, ends=layout.ends.ctypes.data, forms=layout.forms.ctypes.data, shorts=layout.shorts.ctypes.data,
-            value_bytes=layout.value_bytes.ctypes.data, windows=layout.windows.ctypes.data, classes=classes.ctypes.data,
-            noise=layout.noise.ctypes.data, drawn=layout.drawn.ctypes.data, gains=layout.gain.ctypes.data,
-            offsets=layout.offset.ctypes.data, curve=layout.curve.ctypes.data, current=layout.current.ctypes.data,
-            references=layout.references.ctypes.data, both=layout.both.ctypes.data, least=layout.least, reads=reads.ctypes.data,
-            keys=keys.ctypes.data, sums_of_rows=sums_of_rows.ctypes.data, trees=layout.trees.ctypes.data,
-            tree_of=layout.tree_of.ctypes.data, code_values=layout.code_values.ctypes.data, factors=layout.factors.ctypes.data,
-            worth=layout.worth.ctypes.data, sums=sums.ctypes.data, sums_stride=stride, exact=False, relative=0, floats=False,
-            out=target.out.ctypes.data, step_size=target.out[:1].size // words, wide=target.wide,
-            scaling=len(target.values) > 0, values=target.values.ctypes.data, scale=target.scale.ctypes.data,
-            offset=target.offset.ctypes.data, to_codes=len(to_codes.gain) > 0, next_codes=target.next_codes.ctypes.data,
-            gain=to_codes.gain.ctypes.data, shift=to_codes.shift.ctypes.data, alpha=to_codes.alpha, factor=to_codes.factor,
-            acc=acc.ctypes.data, exact_acc=0, step=step.ctypes.data, total=total.ctypes.data)
+        at = addresses((layout, target, PixelNumbers(
+            place=place, planes=planes, bit_stride=bit_stride, classes=classes, reads=reads, keys=keys, sums_of_rows=sums_of_rows,
+            sums=sums, sums_stride=stride, acc=acc, step=step, total=total, exact=False, exact_acc=0, relative=0)))
         for group in range(shape.groups):
             planes[:] = 0
             sums[:] = 0
@@ -208,7 +188,7 @@ def _narrow_columns(shape, at, group, o, pixel):
                 stop = min(t + shape.together, shape.arrays)
                 q, r = full_i8(0), full_i8(0)
                 while t < stop:
-                    u, v = _narrow_reads(shape, at, tables, t, z, pixel)
+                    u, v = _narrow_reads(at, tables, t, z, pixel)
                     q, r = added_bytes(q, _narrow_code(shape, at, u, kind)), added_bytes(r, _narrow_code(shape, at, v, kind))
                     t += 1
                 evens, odds = add_product_of_evens(evens, q, factor), add_product_of_odds(odds, q, factor)
@@ -227,7 +207,7 @@ def _narrow_code(shape, at, u, kind):
 
 
 @inlined
-def _narrow_reads(shape, at, tables, t, z, pixel):
+def _narrow_reads(at, tables, t, z, pixel):
     """u of array t and digit z, of both columns."""
     u, v = full_i8(0), full_i8(0)
     first, bit = int64_at(at.digit_start, z), int64_at(at.digit_start, z + 1) - 1
@@ -268,7 +248,7 @@ def _columns_by_ones(shape, at, group, o, pixel):
                 stop = min(t + shape.flush, shape.arrays)
                 evens, odds, more_evens, more_odds = zero_shorts(0), zero_shorts(0), zero_shorts(0), zero_shorts(0)
                 while t < stop:
-                    u, v = _narrow_reads(shape, at, tables, t, z, pixel)
+                    u, v = _narrow_reads(at, tables, t, z, pixel)
                     of_class = load_bytes(at.classes + (t * shape.digits + z) * PIXELS)
                     low, high = _values(shape, at, u, of_class, kind)
                     evens, odds = add_joined_evens(evens, low, high), add_joined_odds(odds, low, high)
@@ -361,7 +341,7 @@ def _broad_column(shape, at, group, o, pixel, form):
                         continue
                     q, worth = full_f32(np.float32(0)), full_i16(0)
                     for t in range(shape.arrays):
-                        sums = _broad_read(shape, at, tables, t, z, half)
+                        sums = _broad_read(at, tables, t, z, half)
                         u = widened(sums)
                         if form != BROAD:
                             both = _both(shape, at, tables, t, z, half) if shape.paired else u
@@ -370,7 +350,7 @@ def _broad_column(shape, at, group, o, pixel, form):
                             x = halved(u) if shape.noisy or shape.curved or shape.gained or shape.moved else sums
                             worth = added_shorts(worth, worth_of_reads(shape, at, x, group, o, t, kind))
                         else:
-                            q = add_product_f32(q, _broad_code(shape, at, u, kind), np.float32(1))
+                            q = add_product_f32(q, code_of(u, at.forms, kind, shape.divide), np.float32(1))
                     if form == COMPARED:
                         total = added(total, times(widened(worth), factor * int64_at(at.worth, k)))
                     else:
@@ -379,7 +359,7 @@ def _broad_column(shape, at, group, o, pixel, form):
 
 
 @inlined
-def _broad_read(shape, at, tables, t, z, pixel):
+def _broad_read(at, tables, t, z, pixel):
     """u of array t and digit z, of a vector of pixels, shorts."""
     u = full_i16(0)
     first_set, end_set = int64_at(at.set_start, t), int64_at(at.set_start, t + 1)
@@ -397,18 +377,8 @@ def _broad_read(shape, at, tables, t, z, pixel):
 @inlined
 def _both(shape, at, tables, t, z, pixel):
     """What both lines of a pair hold together, of such reads, modulo 2^16 from the least on."""
-    sums = _broad_read(shape, at, at.both + tables - at.tables, t, z, pixel)
+    sums = _broad_read(at, at.both + tables - at.tables, t, z, pixel)
     return added(widened_unsigned(added_shorts(sums, full_i16(-at.least))), full_i32(at.least))
-
-
-@inlined
-def _broad_code(shape, at, u, kind):
-    """Codes of a vector of reads, float32, from u in float32, by the formula."""
-    form = at.forms + 4 * FORM * kind
-    low, high = float32_at(form, LOWEST), float32_at(form, HIGHEST)
-    if shape.divide:
-        return code_of_quotient_f32(u, float32_at(form, UNIT), float32_at(form, DELTA), low, high)
-    return code_f32(u, float32_at(form, SCALE), low, high)
 
 
 @inner
@@ -435,7 +405,7 @@ def _turn(shape, at, pixel):
     for step in range(shape.steps):
         first = step * shape.out_channels * at.sums_stride + pixel
         for o in range(shape.out_channels):
-            put_int32(at.acc, step * shape.slice_vectors * LANES + o, int32_at(at.sums, first + o * at.sums_stride))
+            put_uint32(at.acc, step * shape.slice_vectors * LANES + o, int32_at(at.sums, first + o * at.sums_stride))
 
 
 _kernels = {form: _kernel(form) for form in (NARROW, TALL, BROAD, BY_ONES, READ_OUT, COMPARED)}

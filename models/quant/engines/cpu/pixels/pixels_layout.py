@@ -70,14 +70,14 @@ PixelShape = namedtuple("PixelShape", """
 # windows        BY_ONES: bytes `[3, 64]` of each class: what u is moved by to its entry there, and the window of u
 # noise          READ_OUT, COMPARED: `(deviation, lift)` of `wide_noise.with_noise` for each n, float32 `[digit, slice, n, 2]`
 # drawn          READ_OUT, COMPARED: key of the word, signs and start of each column, int32 `[group, out, 3]`; seed: of `Readout`
-# gain, offset   READ_OUT, COMPARED: of each converter, float64 and int32 `[slice, group, array, out]`
+# gains, offsets   READ_OUT, COMPARED: of each converter, float64 and int32 `[slice, group, array, out]`
 # curve, current   READ_OUT, COMPARED: as in `cells_layout.Besides`; references: sums of reference cells, int32 `[group, slice, set, 32]`
 # both, least    READ_OUT, COMPARED: where paired the like of `tables`, of what both lines hold together, uint16, and the least of a read
 # trees, tree_of, code_values   COMPARED: of `pixels_compared.Trees`
 # factors        what a code is worth among those of its slice, int64 `[digit, slice]`; 0 without a conversion; worth: of the slice's
 PixelLayout = namedtuple("PixelLayout", """
     tables set_start first size plane down right digit_start step_of_slice codes ends forms shorts value_bytes
-    windows noise drawn seed gain offset curve current references both least trees tree_of code_values factors worth""")
+    windows noise drawn seed gains offsets curve current references both least trees tree_of code_values factors worth""")
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _by_ones(layer):
 
 
 # noise .. least: of `PixelLayout`
-Drawn = namedtuple("Drawn", "noise drawn seed gain offset curve current references both least")
+Drawn = namedtuple("Drawn", "noise drawn seed gains offsets curve current references both least")
 NOT_DRAWN = Drawn(np.zeros((0,) * 4, np.float32), np.zeros((0,) * 3, np.int32), 0, np.zeros((0,) * 4), np.zeros((0,) * 4, np.int32),
                   np.zeros((0,) * 2, np.float32), np.zeros(0), np.zeros((0,) * 4, np.int32), np.zeros(0, np.uint16), 0)
 
@@ -287,8 +287,8 @@ def lay_out(layer: MappedLayer) -> tuple[PixelShape, PixelLayout] | None:
         stride_x=geometry.stride[1], pad_top=geometry.padding[0], pad_left=geometry.padding[2], clip=narrow.clip or ones.clip,
         small=narrow.small, together=narrow.together, flush=tall.flush or ones.flush, at_once=tall.at_once,
         noisy=read_out and layer.readout.noisy, curved=read_out and layer.readout.curve is not None,
-        paired=read_out and layer.readout.needs_both, analog=spec.reference == "analog", gained=bool((drawn.gain != 1).any()),
-        moved=bool(drawn.offset.any()), deviations=drawn.noise.shape[2], levels=trees.levels)
+        paired=read_out and layer.readout.needs_both, analog=spec.reference == "analog", gained=bool((drawn.gains != 1).any()),
+        moved=bool(drawn.offsets.any()), deviations=drawn.noise.shape[2], levels=trees.levels)
     return shape, PixelLayout(
         tables=tables_of(weights, sets, *((SHORT_ROWS, np.int16) if shorts else (BYTE_ROWS, np.int8))),
         set_start=np.array(sets.start, np.int64),

@@ -16,10 +16,10 @@ from numba.core import event
 
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
-from ....kernels.output import NOT_TO_CODES, ToCodes
+from ....kernels.output import ToCodes
 from ....kernels.simd import LANES, bit_length, int64_at, splat, store, uint8_at
-from ..common.buffers import (BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, NO_OUT, RANGES, STATIC, Read, Target, addresses, keep_alive,
-                              new_buffers)
+from ..common.buffers import (BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, column_addresses, keep_alive, new_buffers,
+                              target_of)
 from ..common.finish import Pixel, finish_pixel
 from ..common.histogram import count_values
 from ..common.layout import BLOCK, ColumnLayout, ColumnShape
@@ -49,28 +49,28 @@ class _SayCompiling(event.Listener):
         """The first result says it."""
 
 
-def run(shape: ColumnShape, layout: ColumnLayout, adc: Adc, a_codes: torch.Tensor, size: tuple[int, int], op: int, *,
-        out: np.ndarray = NO_OUT, to_codes: ToCodes = NOT_TO_CODES, **target: np.ndarray | int) -> None:
+def run(shape: ColumnShape, layout: ColumnLayout, adc: Adc, a_codes: torch.Tensor, size: tuple[int, int], op: int,
+        **target: np.ndarray | int | ToCodes) -> None:
     """Do `op` with every read of a layer: codes of STATIC, BY_ONES and DYNAMIC go to `out` or `next_codes`, RANGES to `extremes`,
-    HISTOGRAM to `counts`; see `buffers.Target`.
+    HISTOGRAM to `counts`.
 
-    Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; target, its other fields.
+    Args: a_codes, uint8 `[N, H, W, in]`; size, `(H', W')`; target, what `buffers.target_of` takes.
     """
-    results, bands = Target(out.view(np.int32), out.dtype == np.int64, out.dtype == np.float32, **target), bands_of(len(a_codes), size[0])
-    _kernels[op](len(a_codes) * bands, shape, layout, adc, results, to_codes, a_codes.numpy(), *size, bands)
+    bands = bands_of(len(a_codes), size[0])
+    _kernels[op](len(a_codes) * bands, shape, layout, adc, target_of(**target), a_codes.numpy(), *size, bands)
 
 
 def _kernel(op):
     """The kernel for one `op`: a constant to the compiler, which leaves out what belongs to the others. Its items are bands of rows."""
     def layer(arguments, item, sources=SOURCES):
-        shape, layout, adc, target, to_codes, codes, height, width, bands = loaded(arguments)
+        shape, layout, adc, target, codes, height, width, bands = loaded(arguments)
         image, band = item // bands, item % bands
         first, last = height * band // bands, height * (band + 1) // bands
         source = Source(codes.shape[1], codes.shape[2], rows_to_keep(shape))
         leaves = MOST_LEAVES if op == HISTOGRAM else 1
         buffers = new_buffers(shape, source.kept * source.width, len(layout.intervals), leaves)
         thread = numba.get_thread_id() if op == HISTOGRAM or op == RANGES else 0
-        at = addresses(shape, layout, adc, target, to_codes, buffers, thread, op)
+        at = column_addresses(shape, layout, adc, target, buffers, thread, op)
         for group in range(shape.groups):
             if op == RANGES:
                 spread_extremes(target.extremes[thread, group], buffers)
@@ -128,7 +128,7 @@ def _reads_of_pixel(shape, at, source, group, y, x, op):
     """
     added, idle = at.relative == 0, 0
     for t in range(shape.arrays):
-        active_rows(shape, at, source, t, y, x, 0)
+        active_rows(shape, at, source, t, y, x, 0, at.row_at, at.row_count)
         if (op == DYNAMIC or op == BY_ONES) and uint8_at(at.flush, group * shape.arrays + t):
             shift_add(shape, at, op)
             _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
@@ -173,8 +173,10 @@ def _blocks_of_read(shape, at, read, op):
     """Do `op` with all columns of one read; returns whether anything was added to the sums."""
     added = False
     for block in range(shape.blocks):
-        if (op == STATIC or op == BY_ONES) and not _any_converted(shape, at, read, block):
-            continue
+        if op == STATIC or op == BY_ONES:
+            first, end = converted_runs(shape, at, read, block)
+            if first == end:  # the plan gives this digit and class no bits in any slice of the block
+                continue
         count(shape, at, read, block)
         if op == HISTOGRAM:
             count_values(shape, at, read, block)
@@ -187,13 +189,6 @@ def _blocks_of_read(shape, at, read, op):
                 add_static(shape, at, read, block, op)
             added = True
     return added
-
-
-@inlined
-def _any_converted(shape, at, read, block):
-    """Whether the plan gives any bits to this digit and class of a slice in the block."""
-    first, end = converted_runs(shape, at, read, block)
-    return first < end
 
 
 @inlined
