@@ -21,7 +21,7 @@ LANES = 32
 
 
 _I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
-_V8, _V32 = (ir.VectorType(element, LANES) for element in (_I8, _I32))
+_V32 = ir.VectorType(_I32, LANES)
 
 
 def vector_type(name, element, lanes):
@@ -121,8 +121,7 @@ def _writer(element, numba_type=types.int64):
 
 put_int64 = _writer(ir.IntType(64))
 put_uint64 = _writer(ir.IntType(64), types.uint64)
-put_uint32 = _writer(_I32)  # the low bits of any integer, and so for bytes
-put_int32 = _writer(_I32)
+put_uint32 = _writer(_I32)  # the low bits of any integer, of one with a sign too, and so for bytes
 put_uint8 = _writer(_I8)
 put_float32 = _writer(ir.FloatType(), types.float32)
 put_float64 = _writer(ir.DoubleType(), types.float64)
@@ -208,18 +207,22 @@ add_bytes_up_to_255 = _saturating("uadd.sat")
 sub_bytes_down_to_0 = _saturating("usub.sat")
 
 
-@operation(vec, vec, vec, vec)
-def lookup(b, low, high, index):
-    """Byte by byte `table[index mod 128]`; low and high, the halves of the table, 64 bytes each.
+def _of_two_vectors(b, low, high, index):
+    """Lane by lane `table[index modulo its length]`; low and high, the halves of the table, vectors of 512 bits as index is.
 
     Only where `has_byte_tables()`; elsewhere the result is undefined.
     """
     if not has_byte_tables():
-        return ir.Constant(_V16, ir.Undefined)
-    lanes = ir.VectorType(_I8, 2 * LANES)
-    low, high, index = (b.bitcast(v, lanes) for v in (low, high, index))
-    permute = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(lanes, [lanes, lanes, lanes]))
-    return b.bitcast(b.call(permute, [low, index, high]), _V16)
+        return ir.Constant(low.type, ir.Undefined)
+    kind = {8: "qi", 16: "hi", 32: "d"}[low.type.element.width]
+    permute = b.module.declare_intrinsic(f"llvm.x86.avx512.vpermi2var.{kind}.512", (), ir.FunctionType(low.type, [low.type] * 3))
+    return b.call(permute, [low, index, high])
+
+
+@operation(vec, vec, vec, vec)
+def lookup(b, low, high, index):
+    """`_of_two_vectors` byte by byte."""
+    return b.bitcast(_of_two_vectors(b, *(b.bitcast(v, ir.VectorType(_I8, 2 * LANES)) for v in (low, high, index))), _V16)
 
 
 def bits_of_bytes(lanes, word):

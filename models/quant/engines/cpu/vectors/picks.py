@@ -9,7 +9,7 @@ from __future__ import annotations
 from llvmlite import ir
 from numba import types
 
-from ....kernels.simd import _broadcast, has_byte_tables, operation, vector_type
+from ....kernels.simd import _broadcast, _of_two_vectors, has_byte_tables, operation, vector_type
 from .wide import _I16, _I32, _INTS, _SHORTS, WIDE, floats, ints, joined, shorts
 
 _I8 = ir.IntType(8)
@@ -58,22 +58,16 @@ def picked_bytes(b, table, index):
 @operation(many_bytes, table_bytes, table_bytes, many_bytes)
 def picked_of_two(b, low, high, index):
     """`table[index mod 128]` for each byte, of a table in two halves."""
-    if not has_byte_tables():
-        return ir.Constant(_BYTES, ir.Undefined)
-    permute = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(_TABLE, [_TABLE] * 3))
-    return _in_parts(b, index, TABLE, lambda part: b.call(permute, [low, part, high]))
+    return _in_parts(b, index, TABLE, lambda part: _of_two_vectors(b, low, high, part))
 
 
 @operation(many_bytes, types.intp, many_bytes)
 def picked_of_four(b, address, index):
     """`table[index mod 256]` for each byte, of the 256 bytes at an address."""
-    if not has_byte_tables():
-        return ir.Constant(_BYTES, ir.Undefined)
-    permute = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(_TABLE, [_TABLE] * 3))
     quarters = [b.load(_at(b, b.add(address, address.type(TABLE * i)), _TABLE), align=1, typ=_TABLE) for i in range(4)]
 
     def picked(part):
-        low, high = (b.call(permute, [first, part, second]) for first, second in (quarters[:2], quarters[2:]))
+        low, high = (_of_two_vectors(b, *half, part) for half in (quarters[:2], quarters[2:]))
         return b.select(b.icmp_signed("<", part, ir.Constant(_TABLE, [0] * TABLE)), high, low)
     return _in_parts(b, index, TABLE, picked)
 
@@ -165,13 +159,10 @@ def picked_shorts(b, table, index):
 @operation(ints, ints, types.intp, types.intp)
 def with_picked_ints(b, total, table, index):
     """`total + table[index mod 32]` for 64 bytes at address `index`, of the 32 numbers of 32 bits at address `table`."""
-    if not has_byte_tables():
-        return total
     half = ir.VectorType(_I32, WIDE // 4)
     low, high = (b.load(_at(b, b.add(table, table.type(place)), half), align=4, typ=half) for place in (0, 4 * half.count))
-    pick = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.d.512", (), ir.FunctionType(half, [half] * 3))
     index = b.zext(b.load(_at(b, index, _TABLE), align=1, typ=_TABLE), _INTS)
-    return b.add(total, _in_parts(b, index, half.count, lambda part: b.call(pick, [low, part, high])))
+    return b.add(total, _in_parts(b, index, half.count, lambda part: _of_two_vectors(b, low, high, part)))
 
 
 def _looked_up(b, address, index, entries):
@@ -183,11 +174,8 @@ def _looked_up(b, address, index, entries):
         half = ir.Constant(lanes, [entries // 2] * lanes.count)
         low, high = (_looked_up(b, b.add(address, address.type(place)), index, entries // 2) for place in (0, entries))
         return b.select(b.icmp_unsigned("!=", b.and_(index, half), ir.Constant(lanes, [0] * lanes.count)), high, low)
-    if not has_byte_tables():
-        return ir.Constant(lanes, ir.Undefined)
     low, high = (b.load(_at(b, b.add(address, address.type(place)), lanes), align=2, typ=lanes) for place in (0, entries))
-    permute = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.hi.512", (), ir.FunctionType(lanes, [lanes] * 3))
-    return b.call(permute, [low, index, high])
+    return _of_two_vectors(b, low, high, index)
 
 
 SMALL_TREE, LARGE_TREE = 6, 8  # levels

@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from ....arrays.readout import APART, DEVIATION, GOLDEN, MIX_1, MIX_2, MIX_3, MIX_4, NORMAL, SHARING, SIGNS, STEPS
 from ....kernels.inner import inlined
-from ....kernels.simd import _broadcast, _pointer, has_byte_tables, operation
+from ....kernels.simd import _broadcast, _of_two_vectors, _pointer, has_byte_tables, operation
 from .wide import (_DOUBLES, _F32, _F64, _FLOATS, _I32, _INTS, MAGIC, RAISED, WIDE, _call, as_vector, floats, ints, joined, of_pairs,
                    paired, raised, shorts)
 
@@ -56,9 +56,8 @@ def _sums_of_bytes(b, x):
 
 def _entries(b, x):
     """Those of NORMAL that the bytes of each of 16 lanes name, + 128."""
-    pick = b.module.declare_intrinsic("llvm.x86.avx512.vpermi2var.qi.512", (), ir.FunctionType(_BYTES, [_BYTES] * 3))
     low, high = (ir.Constant(_BYTES, [v + 128 for v in NORMAL[first:first + 64]]) for first in (0, 64))
-    return b.bitcast(b.call(pick, [low, b.bitcast(x, _BYTES), high]), _PART)
+    return b.bitcast(_of_two_vectors(b, low, high, b.bitcast(x, _BYTES)), _PART)
 
 
 def _dot_product(b, start, entries, signs):
