@@ -266,6 +266,16 @@ def test_constant_codes(engine, code, weight, adc_range):
     check(engine, case)
 
 
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+def test_the_largest_sum_is_that_of_weights_of_one_sign(sign):
+    weight = np.random.default_rng(0).integers(-128, 128, (5, 600, 3, 3))
+    weight = np.where(np.sign(weight) == -sign, weight // 4, weight).clip(-128, 127)
+    rows = weight.reshape(5, -1)
+    largest = max(rows.clip(min=0).sum(1).max(), -rows.clip(max=0).sum(1).min())
+    assert 255 * largest > products.EXACT
+    assert products.largest_sum(torch.from_numpy(weight.astype(np.int8)), 255) == 255 * largest
+
+
 @pytest.mark.parametrize("reference", ["analog", "digital"])
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 def test_no_overflow_at_the_largest_sums(engine, adc_range, reference):
