@@ -46,7 +46,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
             qat: bool = False, inplace: bool = False, strict: bool = True, batch_dim: int = 0, take: Take | None = None) -> nn.Module:
     """A copy of a network whose products with weights are computed on crossbars.
 
-    `y_c = g_c s_a s_c sum A (W - m) + o_c` with `W = clip(rint(w / s_c), -m, m) + m`, `m = 2^(w-1) - 1`, and
+    `y_c = g_c (s_a s_c sum A (W - m) + bias_c) + o_c` with `W = clip(rint(w / s_c), -m, m) + m`, `m = 2^(w-1) - 1`, and
     `A = clip(rint(x / s_a), lo, hi)`, `lo <= 0 <= hi`; s_c for each output channel, s_a for each layer.
 
     Args:
