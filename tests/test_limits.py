@@ -16,7 +16,7 @@ from experiment.inputs import data as datasets
 from experiment.program.cli import UserError
 from experiment.settings.limits import bound_of, span_of
 from experiment.sweep import bench, sequential
-from experiment.sweep.sequential import LastKept, ends_of, interval, looks_of
+from experiment.sweep.sequential import LastKept, Look, ends_of, interval, looks_of
 from models import vgg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,7 +111,7 @@ def test_the_share_of_wrong_intervals_is_below_its_bound(images, spread, steep):
     wrong, wide, used, off = 0, [], [], []
     for seed in range(400):
         limit = int(np.random.default_rng(seed).integers(20, 160))
-        found = LastKept(PLACES, looks_of(ends_of(images), 10), 0.05, simulated(seed, images, limit, spread, steep),
+        found = LastKept(PLACES, looks_of(ends_of(images), 10), images, 0.05, simulated(seed, images, limit, spread, steep),
                          lambda mean: mean >= -LOSS, LOSS * (100 - LOSS)).find()
         last = limit - 1  # (place + 1/2) / limit <= 1
         wrong += not found.sure <= last < found.lost
@@ -122,11 +122,23 @@ def test_the_share_of_wrong_intervals_is_below_its_bound(images, spread, steep):
     assert max(used) < 0.12 and np.median(off) < 0.1 and np.median(wide) < 2
 
 
+@pytest.mark.parametrize("of_all, right", [(5000, True), (500, False)])
+def test_some_images_say_less_than_all(of_all, right):
+    """One chip, 500 of 5,000 images: intervals are of all 5,000. Who takes the 500 for all images there are is mostly wrong."""
+    wrong = 0
+    for seed in range(100):
+        observe = simulated(seed, 5000, 100, 0.0, 2)
+        last = max(place for place in range(PLACES) if observe(place, Look(1, 5000)).mean() >= -LOSS)
+        found = LastKept(PLACES, looks_of(ends_of(500), 1), of_all, 0.05, observe, lambda mean: mean >= -LOSS, LOSS * (100 - LOSS)).find()
+        wrong += not found.sure <= last < found.lost
+    assert (wrong <= stats.binom.isf(1e-4, 100, 0.05)) == right
+
+
 def test_a_test_that_promises_less_is_wrong_more_often():
     """So that the bound above is one: with a chance of error of 1 at each of 10 tests."""
     wrong = 0
     for seed in range(100):
-        found = LastKept(PLACES, looks_of([44], 2), 8.0, simulated(seed, 359, 100, 0.3, 3), lambda mean: mean >= -LOSS).find()
+        found = LastKept(PLACES, looks_of([44], 2), 359, 8.0, simulated(seed, 359, 100, 0.3, 3), lambda mean: mean >= -LOSS).find()
         wrong += not found.sure <= 99 < found.lost
     assert wrong > stats.binom.isf(1e-4, 100, 0.05)
 
@@ -135,7 +147,7 @@ def test_a_test_that_promises_less_is_wrong_more_often():
 def test_exact_values_are_bisected(kept):
     """Ideal cells: with all images there is nothing left to chance."""
     seen = []
-    found = LastKept(5, looks_of([4], 1), 0.05, lambda place, look: np.full((1, 4), float(place < kept)), lambda mean: mean > 0.5,
+    found = LastKept(5, looks_of([4], 1), 4, 0.05, lambda place, look: np.full((1, 4), float(place < kept)), lambda mean: mean > 0.5,
                      say=seen.append).find()
     assert found.place == found.sure == kept - 1 and found.lost == kept and len(seen) == len(found.seen) <= 3
 

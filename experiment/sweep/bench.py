@@ -191,8 +191,9 @@ class Bench:
 
     @property
     def looked_at(self) -> str:
-        """How many examples of what are measured."""
-        count = f"{self.shown.batches.count} {self.shown.kind}"
+        """How many examples of what are measured, of how many."""
+        count, of_all = self.shown.batches.count, self.shown.of_all
+        count = f"{count if count == of_all else f'{count} of {of_all}'} {self.shown.kind}"
         return count if self.task else f"{count} of {self.settings.dataset}"
 
     @property

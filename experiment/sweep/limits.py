@@ -99,8 +99,8 @@ class Limit:
     """The limit of one case.
 
     Args: parts, the bench's blocks of images; pool, which measures; log, which is told of each look; start, sides, see `LastKept`.
-    Attributes: software, its value of the metric; settings, the first and the last; drawn, whether it has chips; chips, the most;
-        found, what the tests found.
+    Attributes: software, its value of the metric; of_all, how many images there are, of which --limit takes a part; settings, the first
+        and the last; drawn, whether it has chips; chips, the most; found, what the tests found.
     """
 
     def __init__(self, case: Case, parts: Sequence[Bench], pool: Pool, log: logging.Logger | None, start: int | None = None,
@@ -115,6 +115,7 @@ class Limit:
         self.mean = self.baseline[:, 0].sum() / self.baseline[:, 1].sum()
         self.software = self.metric.value(self.mean)
         self.ends = [*itertools.accumulate(part.shown.batches.count for part in parts)]
+        self.of_all = parts[0].shown.of_all
         self.found = self._find(start, sides)
 
     def _find(self, start: int | None, sides: bool) -> LastKept:
@@ -122,7 +123,8 @@ class Limit:
         least = max(0.0, beside * (100 - beside)) if self.metric.scale.unit == "%" else 0.0
         looks = looks_of(self.ends, self.chips)
         say = self._say if self.log else lambda seen: None
-        return LastKept(len(self.case.span.values), looks, ERROR, self._observe, self._holds, least, say, start, sides).find()
+        return LastKept(len(self.case.span.values), looks, self.of_all, ERROR, self._observe, self._holds, least, say, start,
+                        sides).find()
 
     def _measure(self, settings: Mapping[Bench, Iterable[Setting | None]]) -> None:
         """Measure what is missing."""
@@ -191,7 +193,7 @@ def find_limits(bench: Bench, parts: Sequence[Bench], pool: Pool, log: logging.L
     for case in cases_of(bench):
         limits.append(Limit(case, parts, pool, log))
         write_rows(bench.folder / "limits", [limit.row() for limit in limits])
-    log.info("\n" + limits_table(limits, bench.shown.kind))
+    log.info("\n" + limits_table(limits, bench.looked_at))
     log.info(f"limits: {bench.folder / 'limits.csv'}, {bench.folder / 'limits.json'}")
     return limits
 
@@ -202,17 +204,17 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path.with_suffix(".json"), json.dumps(rows, indent=1))
 
 
-def limits_table(limits: Sequence[Limit], kind: str) -> str:
-    """The answers, and what they mean. Args: kind, of the images, such as "test images"."""
+def limits_table(limits: Sequence[Limit], images: str) -> str:
+    """The answers, and what they mean. Args: images, how many of which, `Bench.looked_at`."""
     shared, names = in_common([limit.settings[0].text(without=limit.case.span.flag) for limit in limits])
     rows = [[f"{limit.row()['kind']} {limit.case.span.flag}" + (f", {name}" if len(limits) > 1 else ""),
              *map(limit.case.text, (limit.found.place, limit.found.sure, limit.found.lost)), chips_text(limit.chips * limit.drawn),
              f"{limit.share:.1%}"] for limit, name in zip(limits, names)]
     first, scale = limits[0], limits[0].metric.scale
     bound = f"{scale.name} at {'least' if first.case.bound.sign > 0 else 'most'} {scale.text(first.case.bound.at(first.software))}"
-    lines = [f"bound: {bound}; software: {scale.text(first.software)}; {first.ends[-1]} {kind}",
+    lines = [f"bound: {bound}; software: {scale.text(first.software)}; {images}",
              f"kept at, not kept at: decided by tests; one of the two is wrong with a chance of {ERROR:.0%} at most. Between them the mean "
-             "of all chips and images decides",
+             "of all chips and images that were seen decides",
              "of a grid: images that were looked at, of those that all values would take",
              *filter(None, (limit.says_open() for limit in limits))]
     return "\n".join([*([note(f"all settings: {shared}")] if shared else []),

@@ -2,7 +2,7 @@
 
 The model. The network has N images, which are fixed, and any number of chips, which are drawn. `e[c, i]` is what image i loses or wins on
 chip c, beside the software. Its mean over the N images and all chips that could be is what must keep the bound. A look sees C chips on n of
-the images, drawn without replacement, and takes
+the images, drawn without replacement (with `--limit` no look sees all N), and takes
 
     m = mean e[c, i],   V = S_c^2 / C + (1 - n / N) S_i^2 / n
 
@@ -109,9 +109,9 @@ def away(start: int, end: int) -> Iterator[int]:
 class LastKept:
     """The last of `count` values whose mean keeps a bound, where none behind one that does not keeps it. `find` fills the attributes.
 
-    Args: observe, `e[c, i]` of a value at a look; holds, whether a mean keeps the bound; error, least, see above and `interval`; say, is
-        told of each look; start, the place where it is thought to be; sides, whether values on either side are tested that the bisection
-        did not need, until one is decided.
+    Args: of_all, N; observe, `e[c, i]` of a value at a look; holds, whether a mean keeps the bound; error, least, see above and
+        `interval`; say, is told of each look; start, the place where it is thought to be; sides, whether values on either side are tested
+        that the bisection did not need, until one is decided.
     Attributes: place, of this value, -1 where there is none; sure, lost, of the last value that was decided to keep the bound and the first
         one that was decided not to, -1 and `count` where there is none: the value is from `sure` on and before `lost`, but for the chance
         `error`; seen, the last look at each place.
@@ -119,6 +119,7 @@ class LastKept:
 
     count: int
     looks: Sequence[Look]
+    of_all: int
     error: float
     observe: Callable[[int, Look], np.ndarray]
     holds: Callable[[float], bool]
@@ -177,7 +178,7 @@ class LastKept:
             return seen
         for number, look in enumerate(self.looks[first:], first):
             found = self.observe(place, look)
-            (mean, half), (_, likely) = (interval(found, self.looks[-1].images, each, self.least) for each in (self.each, ROUGH))
+            (mean, half), (_, likely) = (interval(found, self.of_all, each, self.least) for each in (self.each, ROUGH))
             ends = [bool(self.holds(mean + side)) for side in (-half, 0, half)]
             decided = len({*ends}) == 1 and [*self.seen, place].index(place) < self.tests
             seen = self.seen[place] = Seen(place, look, mean - half, mean + half, ends[1] if decided else None, ends[1])
