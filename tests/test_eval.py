@@ -160,7 +160,7 @@ def test_table_and_results_of_several_settings(run, checkpoint, tmp_path):
     assert f"results: {tmp_path / 'save' / 'results.jsonl'}" in text
 
     lines = text.splitlines()
-    assert lines[0] == f"{checkpoint}: vgg7_quant, 4-bit weights, 4-bit activations; 40 test images of digits; CPU"
+    assert lines[0] == f"{checkpoint}: vgg7_quant, 4-bit weights, 4-bit activations; 40 of 359 test images of digits; CPU"
     stats = load_digits()
     assert lines[1] == "normalization of the images' channels: " + ", ".join(
         f"{name} {' '.join(f'{value:.3g}' for value in values)}" for name, values in (("mean", stats.mean), ("deviation", stats.std)))
@@ -502,7 +502,7 @@ def test_checkpoint_of_the_original_code(run, checkpoint, tmp_path):
     state = {f"module.{key}": value for key, value in network().state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3, "best_acc": 0.9}, tmp_path / "old.pth.tar")
     _, predictions, text = run(str(tmp_path / "old.pth.tar"), "--adc_bits", "3")
-    assert "vgg7_quant, 4-bit weights, 4-bit activations; 40 test images of digits" in text
+    assert "vgg7_quant, 4-bit weights, 4-bit activations; 40 of 359 test images of digits" in text
     assert [p.tolist() for p in predictions] == [p.tolist() for p in expected]
     # It rounded the image to the activation grid.
     _, predictions, _ = run(str(tmp_path / "old.pth.tar"), "--adc_range", "ideal", "--quantize_image")

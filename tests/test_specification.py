@@ -130,7 +130,7 @@ def test_a_sheet_is_what_its_flags_give_by_hand(sheet, trained, monkeypatch, cap
     with open("save/specification.csv") as file:
         assert [row["by_hand"] for row in csv.DictReader(file)] == [row["by_hand"] for row in rows]
     page, text = Path("save/results.html").read_text(), capsys.readouterr().out
-    assert "gain of ADC, share" in page and "energy there" in text and "90 test images of digits; software: accuracy 100" in page
+    assert "gain of ADC, share" in page and "energy there" in text and "90 of 359 test images of digits; software: accuracy 100" in page
 
 
 def test_a_sheet_goes_on_after_a_kill_and_is_there_the_second_time(sheet):
