@@ -1076,3 +1076,10 @@ def test_cutout_paints_squares_of_the_mean_colour():
     _, x, _ = next(run.batches(0))
     painted = (x == torch.tensor([51, 102, 153], dtype=torch.uint8)[:, None, None]).all(1).sum((1, 2))
     assert (painted >= 16).all()  # squares may reach over an edge
+
+
+def test_trivial_augment_leaves_inputs_of_a_transform_alone():
+    settings, _, _ = train_settings.parse(["--trivial_augment", "--save_path", "none"])
+    images = datasets.load("digits", transform=lambda image: torch.zeros(3, 32, 32))
+    with pytest.raises(UserError, match="--trivial_augment changes the images of a data set"):
+        Run(settings, torch.nn.Flatten(), images, torch.device("cpu"), None)
