@@ -2,8 +2,8 @@
 
 The one place of both. Whoever digitises a read, plans bits or says what accumulators are worth takes it from here, and engines make
 their tables and constants of it. Another kind (levels that are not evenly spaced) is a subclass of `Converter` with `level` and `nearest`,
-and a field of the spec that `CrossbarSpec.converter` finds it by. The reference engine runs it, and the CPU engine where it has
-thresholds (`transfer`); engines that compute codes by formulas of their own refuse it (`engines.reach.lacking`).
+and a field of the spec that `CrossbarSpec.converter` finds it by. The reference engine runs it; the others refuse it
+(`engines.reach.lacking`), but that the CPU engine runs tables of a file (`transfer`), by their thresholds.
 """
 
 from dataclasses import dataclass

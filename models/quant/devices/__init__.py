@@ -1,4 +1,4 @@
-"""Devices: what the cells of a crossbar do, measured or from literature, and what its wires do (`wires`). NumPy only."""
+"""Devices: what the cells of a crossbar do, measured or from literature, and what its wires do (`wires`)."""
 
 from .device import Device
 from .joint import raw_folder

@@ -1,6 +1,6 @@
 """The engines: implementations of one function, and the choice between them.
 
-Contract. An engine is a module with
+An engine is a module with
 
     unsupported(layer, device) -> str or None      why it cannot run this `MappedLayer` there
     prepare(layer) -> object                       all work that does not depend on the input
@@ -10,24 +10,25 @@ Contract. An engine is a module with
 and, where it has a faster way than `scaled` below,
 
     scaled(prepared, a_codes, values, scale, offset, to_codes=None, shift=None)
-        what that returns; with `to_codes` (`output.ToCodes`) the next layer's codes of it, uint8
+        the same; with `to_codes` (`output.ToCodes`) the codes that the next layer makes of it, uint8 `[N, H', W', out]`
 
-`a_codes` is uint8 `[N, H, W, in]`, contiguous. Classes are those of n, the sum of a read's digits (`MappedLayer.classes`): each
-has converters of its own. `accumulate` returns integers `[G, N, H', W', out]`, `value(...)` says
-what they are worth. With q the level of the ADC code of array t, digit z, slice k (`converter`; of a linear one the code itself):
+`a_codes` is uint8 `[N, H, W, in]`, contiguous. Classes are those of n, the sum of a read's digits (`MappedLayer.classes`): each has
+converters of its own.
+
+`accumulate` returns integers `[G, N, H', W', out]`. `value` says what they are worth. q is the level of the ADC code of array t, digit z,
+slice k (`converter`; of a linear one the code itself). By `adc_range`:
 
     calibrated, full   `sum_t sum_z sum_k 2^(d z + c k) q`, over the slices k of each ADC step: G steps
-    with a plan        `sum_t sum_z sum_k 2^(d z + c k) q (64 delta)`, delta that of (z, k, class); G = 1. Reads of 0 bits are not
-                       even counted
+    with a plan        `sum_t sum_z sum_k 2^(d z + c k) q (64 delta)`, delta that of (z, k, class); G = 1. Reads of 0 bits add nothing
     dynamic            `sum_t sum_z sum_k 2^(d z + c k) (q (u_b - u_a) + 2^B u_a)`, `u_a`, `u_b` smallest and largest
                        `u` of that (t, z, k) in the batch; `q = clip(rint((u - u_a) / ((u_b - u_a) / 2^B)), 0, 2^B - 1)`
                        in float32, and `u` itself where `u_a = u_b`, so that `step q + lb` is exact; G = 1
     ideal              `sum A (2 W - L)`, L twice the level that stands for zero; G = 1; with cells on a grid
                        `sum_t sum_z sum_k 2^(d z + c k) sum_rows a (values - reference)`; with a readout the same sum of all u as
-                       they are read, which hold what a digital reference takes off
+                       they are read: a digital reference is not taken off yet
 
 `histogram` counts every read of every output pixel of a layer without a readout, those in the padding too, in `layer.bins`.
-All of them are exact, so engines agree bit for bit. Integers are int32, or int64 where int32 could overflow.
+All of this is exact, so engines agree bit for bit. Integers are int32, or int64 where int32 could overflow (`accumulator_dtype`).
 """
 
 from __future__ import annotations

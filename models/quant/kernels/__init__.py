@@ -1,5 +1,5 @@
-"""Kernels for a CPU that serve all engines: what runs between the crossbar layers (`elementwise`, `image`, `output`), counts, checks, and
-what every kernel is made with (`cache`, `inner`, `simd`)."""
+"""Kernels for CPUs that serve all engines: what runs between the crossbar layers, counts, moments and check sums, and what every kernel is
+made with (`cache`, `inner`, `simd`)."""
 
 import os
 import sys

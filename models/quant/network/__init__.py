@@ -1,1 +1,1 @@
-"""What is done with all layers of a network: its hardware, counts of its reads, ranges and plans, chips, diagnostics."""
+"""What is done with all layers of a network: counts of its reads, ranges and plans, chips and their files, diagnostics."""

@@ -1,1 +1,1 @@
-"""What is kept in files, and what of the source code decides a result."""
+"""What is kept in files, and digests of the source code."""

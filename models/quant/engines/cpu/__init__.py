@@ -1,1 +1,1 @@
-"""The engine for a CPU (`engine`) and its kernels; those that run between the layers too are `kernels`."""
+"""The engine for CPUs: `engine`, and the ways that it chooses from. Its kernels are in the rooms below."""

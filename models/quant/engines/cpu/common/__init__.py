@@ -1,1 +1,1 @@
-"""What all ways share: where columns stand, which rows are active, buffers, counts, what becomes of a sum."""
+"""What several ways share: where columns stand, which rows are active, buffers, counts, what becomes of a sum."""

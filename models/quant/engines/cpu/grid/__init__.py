@@ -1,1 +1,1 @@
-"""Cells on a grid: sums of rows of cells, products of matrices, reads and their noise."""
+"""Cells on a grid: sums of rows of cells, products of matrices, noise, and codes."""

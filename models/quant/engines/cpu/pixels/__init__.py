@@ -1,1 +1,1 @@
-"""Output pixels side by side, and reads that clip."""
+"""Output pixels side by side."""

@@ -1,1 +1,1 @@
-"""Vectors of many lanes, and what is looked up or multiplied in them."""
+"""Vectors of many lanes, what is looked up or multiplied in them, and the loop that large kernels share."""
