@@ -47,7 +47,7 @@ Also in --save_path:
     eval.log
 The bit-planes of the weights go to --prob_path, prob/<model>_w<w>_c<c>/bit_levels<i>_ideal.pt: plain uint8 tensors for torch.load.
 To evaluate planes that you changed, copy the folder, edit the files, and pass --planes FOLDER. Several networks with one
---save_path have a folder each there, called as its checkpoint.
+--save_path have a folder each there, named after the path of its checkpoint.
 """
 
 import contextlib
