@@ -36,7 +36,7 @@ Also in --save_path:
     table.json                    the rows of this table
     eval_config.json              the flags, for --config
     adc_ranges.json               all ranges that were calibrated, for --adc_ranges
-    reports.csv                   with --report: which report_*.json and .png is of which setting
+    reports.csv                   with --report or --cost: what each of their files is of
     results.html                  with --html
     accuracy_over_*.png           for several ADC precisions, or values of a device
     remedies.json, .csv, .png     with --remedy

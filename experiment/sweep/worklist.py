@@ -139,8 +139,8 @@ def show_seconds(seconds: float) -> str:
 
 
 class Queue:
-    """Hands jobs to workers: to each those of one group, as long as there are any, then a group that nobody has, then half of what is
-    left of the largest one. Jobs that another program is measuring come last."""
+    """Hands jobs to workers: to each those of one group, as long as there are any, then a group that nobody has, then jobs of the largest
+    one, beside the worker that has it. Jobs that another program is measuring come last."""
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self.groups: dict[Hashable, list[Job]] = {}
