@@ -153,8 +153,8 @@ class Limits:
                                 metavar="FLAG=FIRST:LAST:RESOLUTION")
     smallest: list[str] = option([], "likewise the smallest value, of what is better with more, such as --smallest adc_bits=1:8:1",
                                  metavar="FLAG=FIRST:LAST:RESOLUTION")
-    at_least: list[str] = option([], "bounds of a search, or of a limit: accuracy=90, accuracy=software, accuracy=software-0.5",
-                                 metavar="NAME=VALUE")
+    at_least: list[str] = option([], "bounds of a search, a limit, a sheet or remedies: accuracy=90, accuracy=software, "
+                                 "accuracy=software-0.5", metavar="NAME=VALUE")
     at_most: list[str] = option([], "bounds likewise: bits=2, perplexity=software*1.03", metavar="NAME=VALUE")
 
 

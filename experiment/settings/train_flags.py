@@ -148,8 +148,9 @@ class Actions:
         "the scale of the logits are fitted to the answers of the network before", metavar="PATH", or_empty=True)
     evaluate: bool = option(False, "only measure a checkpoint on the test images: that of --resume, default "
                             "save_path/model_best.pth.tar", bool)
-    export: str | None = option(None, "with --evaluate: also write the network to FILE, with weights as packed codes. --resume, "
-                                "--fine_tune and eval.py read it. A .json beside it says what is known of the network", metavar="FILE")
+    export: str | None = option(None, "with --evaluate: also write the network to FILE, with weights as packed codes. "
+                                "--fine_tune, --evaluate and eval.py read it. A .json beside it says what is known of the network",
+                                metavar="FILE")
     about: str | None = option(None, "with --export: what the .json says of the data, beside the name of the data set",
                                metavar="TEXT")
     overwrite: bool = option(False, "start anew in a save_path that holds a run. The old run is lost", bool)
