@@ -105,7 +105,7 @@ def record(accuracy, chips=None):
     return Record(Setting(CrossbarSpec()), None, accuracy, 90.0, 0, 1.0, "numba", examples=100, chip_accuracies=chips)
 
 
-def tried(name, won, energy=None, error=None):
+def tried(name, won, energy=None, error=0.0):
     return Tried(name, record(80 + won), won, error, {} if energy is None else {"energy": energy, "area": -energy}, won >= 5)
 
 
@@ -126,6 +126,10 @@ def test_few_chips_must_win_more():
     for chips, least in ((2, 12.71), (3, 4.303), (100, 1.984)):
         for won, clear in ((1.01 * least, True), (0.99 * least, False)):
             assert Tried("a", record(80, (80.0,) * chips), won, 1.0, {}, False).clear == clear
+
+
+def test_a_win_of_which_no_error_is_known_is_not_clear():
+    assert not tried("a", 50, error=None).clear
 
 
 def test_a_table_without_costs():

@@ -33,12 +33,13 @@ class Tried:
 
     @property
     def clear(self) -> bool:
-        """Whether it wins more than chance alone gives: Student's t of chips, or the normal distribution of examples."""
+        """Whether it wins more than chance alone gives: Student's t of chips, or the normal distribution of examples. Never where the metric
+        does not say what chance gives."""
         from scipy import special
 
         chips = len(self.record.chip_accuracies or ())
         errors = float(-special.stdtrit(chips - 1, UNSURE) if chips > 1 else -special.ndtri(UNSURE))
-        return self.won > errors * (self.error or 0.0)
+        return self.error is not None and self.won > errors * self.error
 
     def worth(self, by: str) -> float:
         """Points won for each unit more, infinite for what costs nothing; points alone where nothing is won, and without costs."""
