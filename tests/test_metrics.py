@@ -54,6 +54,13 @@ def test_classes():
     assert best.metric == Scale("top5", "%", True) and measure(Given(), scores[:, :3], LABELS % 3, None, metric=top5).accuracy == 100
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32])
+def test_classes_in_few_bits(dtype):
+    scores, labels = seeded(40, 200), torch.arange(120, 160)
+    for metric, wanted in ((None, 100 * (scores.argmax(1) == labels).double().mean()), (cross_entropy, F.cross_entropy(scores, labels))):
+        assert measure(Given(), scores, labels.numpy().astype(dtype), None, metric=metric).accuracy == pytest.approx(wanted.item())
+
+
 def test_pixels():
     scores, labels = seeded(10, 4, 5, 6), torch.randint(0, 4, (10, 5, 6))
     found = measure(Given(), scores, labels, None, batch_size=3)

@@ -301,7 +301,8 @@ def classes_last(output: Any, target: Tensor) -> Tensor:
 
 def _of_classes(of_each, output, target):
     """(sums over what an example has, how many of them count). Args: of_each, `of_each(scores, target)` of each target."""
-    scores, target = classes_last(output, target), target.to(first_tensor(output).device)
+    whole = torch.promote_types(target.dtype, torch.int64)  # a byte has no -100, and takes 156 for it
+    scores, target = classes_last(output, target), target.to(first_tensor(output).device, whole)
     counts = (target != IGNORED).reshape(len(target), -1).double()
     return (of_each(scores, target).reshape(len(target), -1).double() * counts).sum(1), counts.sum(1)
 
