@@ -844,8 +844,20 @@ with warnings.catch_warnings():
         return torch.relu(x @ w.t())
 
 
+def filled_with(*parts):
+    """Rows `[6, 5]` in a tensor that held zeros."""
+    made = torch.zeros(6, 5)
+    for place, part in zip(made.split([part.numel() // 5 for part in parts]), parts):
+        place[:] = part
+    return made
+
+
 @pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated")
 @pytest.mark.parametrize(("product", "what"), [
+    (lambda x, w: F.linear(x, torch.zeros(6, 5).copy_(w)), "a product with weights that were written into another tensor"),
+    (lambda x, w: F.linear(x, 2 * torch.mul(w, 3, out=torch.zeros(6, 5))), "a product with weights that were written into another tensor"),
+    (lambda x, w: F.linear(x, filled_with(w[:2], w[2:])), "a product with weights that were written into another tensor"),
+    (lambda x, w: F.linear(x, filled_with(*w)), "a product with weights of one dimension"),
     (lambda x, w: torch.mm(x, w.t(), out=torch.empty(len(x), 6)), "a use of mm that is not known"),
     (lambda x, w: F.linear(w, x), "a use of linear that is not known"),
     (lambda x, w: F.conv1d(w[None].mT, x[:, :, None]), "a use of conv1d that is not known"),

@@ -24,6 +24,7 @@ from .products import ADDED_TO, BETWEEN_ACTIVATIONS, CONVOLUTIONS, OTHERS, PRODU
 SAMPLE = 2**14  # values of one call that are kept of a product's input
 UNREGISTERED = "a product with a parameter that no module of the network holds (give modules in a list to nn.ModuleList)"
 OF_A_VECTOR, OF_A_BUFFER = "a product with weights of one dimension", "a product with a buffer"
+WRITTEN = "a product with weights that were written into another tensor"
 CHOSEN, HELD = "a product with weights that the input chooses", "an attention to weights"
 UNDER_VMAP = "a product under torch.vmap"
 HIDDEN = "a product in code that shows PyTorch no calls (torch.jit, or C++)"
@@ -198,17 +199,21 @@ class _Watcher(TorchFunctionMode):
         sources = {source: None for tensor in tensors for source in self.sources.get(_place(tensor), ())}
         for leaf in (*made, *written):
             self.sources.setdefault(_place(leaf), {}).update(sources)
+        places = {_place(each) for each in written if id(each) not in self.origin}
+        filled = [key for key, each in self.fixed.items() if key not in self.origin and _place(each) in places] if places else []
         source = next((self.origin[id(tensor)] for tensor in tensors if id(tensor) in self.origin), None)
         if source is not None:
             name, path, _ = source
             paths = step(path, func, args, kwargs, result)
-            self.origin.update({id(leaf): (name, paths[id(leaf)], leaf) for leaf in made if leaf.dim() > 1 and id(leaf) not in self.origin})
             self.no_matrix.update({id(leaf): (name, OF_A_VECTOR) for leaf in made if leaf.dim() == 1})
+            self.no_matrix.update(dict.fromkeys(filled, (name, WRITTEN)))
+            self.origin.update({id(leaf): (name, paths[id(leaf)], leaf) for leaf in made
+                                if leaf.dim() > 1 and id(leaf) not in self.origin and id(leaf) not in filled})
             if func in PRODUCTS:  # of weights alone
                 self.found.known.setdefault(name, set()).update(paths.values())
         else:
             known = next((self.no_matrix[id(tensor)] for tensor in tensors if id(tensor) in self.no_matrix), None)
-            self.no_matrix.update({id(leaf): known for leaf in made} if known else {})
+            self.no_matrix.update(dict.fromkeys([*map(id, made), *filled], known) if known else {})
 
     def _multiply(self, func, name, args, kwargs, tensors, result):
         found = self._operands(func, args, kwargs, self.fixed)
