@@ -75,6 +75,8 @@ def test_intervals():
     found = np.random.default_rng(1).normal(size=(5, 30))
     assert interval(found, 30, 0.01)[1] == pytest.approx(stats.t.ppf(0.99, 4) * (found.mean(1).var(ddof=1) / 5)**0.5)
     assert interval(found[:1], 30, 0.01)[1] == 0 and interval(np.zeros((3, 30)), 60, 0.01)[1] == np.inf
+    for chips in (1, 3):  # one image has no deviation
+        assert interval(found[:chips, :1], 30, 0.01, 50.0) == (pytest.approx(found[:chips, 0].mean()), np.inf)
     assert interval(np.zeros((1, 100)), 400, 0.01, 50.0)[1] == pytest.approx(stats.norm.ppf(0.99) * (50 * 0.75 / 100)**0.5)
 
 

@@ -74,7 +74,9 @@ def interval(found: np.ndarray, of_all: int, error: float, least: float = 0.0) -
         parts.append((found.mean(1).var(ddof=1) / chips, chips - 1))
     parts = [(float(each), freedom) for each, freedom in parts if each > 0]
     variance = sum(each for each, _ in parts)
-    if not parts:  # of images that are all alike nothing follows for others, unless it is known how they differ at the bound
+    if variance == math.inf:  # of one image nothing follows for others
+        half = math.inf
+    elif not parts:  # nor of images that are all alike, unless it is known how they differ at the bound
         half = math.inf if left and not least else 0.0
     else:
         half = -special.stdtrit(variance**2 / sum(each**2 / freedom for each, freedom in parts), error) * math.sqrt(variance)
