@@ -154,6 +154,12 @@ def test_exact_values_are_bisected(kept):
     assert found.place == found.sure == kept - 1 and found.lost == kept and len(seen) == len(found.seen) <= 3
 
 
+def test_where_a_mean_cannot_be_nothing_is_decided():
+    """Of squares a mean is at least 0: an interval that reaches below is wider than all that could be known."""
+    found = LastKept(1, [Look(1, 3)], 6, 0.05, lambda place, look: np.array([[9.0, 1.0, 2.0]]), lambda mean: None if mean < 0 else mean < 3)
+    assert found.find().seen[0].keeps is None and (found.sure, found.lost) == (-1, 1)
+
+
 # ---- the whole command ---------------------------------------------------------------------------------------------------
 
 
@@ -259,3 +265,20 @@ def test_bounds_that_no_value_keeps_or_each(find, capsys):
 def test_what_is_refused(find, flags, words):
     with pytest.raises(UserError, match=re.escape(words)):
         find(*flags)
+
+
+def test_the_root_of_a_mean_of_squares(monkeypatch, tmp_path):
+    """Of two examples that differ much an interval reaches below 0, where there is no root."""
+    monkeypatch.chdir(tmp_path)
+    Path("task.py").write_text("""
+import math, torch
+from models.quant import Metric, Task
+def task():
+    x, y = torch.eye(4).split(2), torch.tensor([[0.0], [3.0], [0.0], [3.0]]).split(2)
+    rms = Metric("rms", lambda output, y: (output - y).square().flatten(1).mean(1), higher=False, value=math.sqrt)
+    return Task(torch.nn.Linear(4, 1, bias=False), [*zip(x, y)], [*zip(x, y)], rms)
+""")
+    evaluation.main(["--model", "task.py:task", "--ngpu", "0", "--adc_bits", "8", "--largest", "adc_noise=0:20:20",
+                     "--at_most", "rms=software*1.05", "--save_path", ".", "--prob_path", ".", "--limit", "2"])
+    [row] = json.loads(Path("limits.json").read_text())
+    assert row["kept_for_sure"] is row["lost_for_sure"] is None and row["bound"] == pytest.approx(1.05 * row["software"])

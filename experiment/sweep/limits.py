@@ -7,6 +7,7 @@ run that was killed goes on.
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,11 +142,15 @@ class Limit:
         return lost / weights.mean() - lost.sum(1, keepdims=True) / weights.sum() * (weights / weights.mean() - 1)
 
     def _value(self, loss: float) -> float:
-        """The metric where its mean has this loss."""
-        return self.metric.value(self.mean + loss)
+        """The metric where its mean has this loss; NaN for a mean that none can have, such as a negative one of squares."""
+        try:
+            return self.metric.value(self.mean + loss)
+        except (ValueError, ArithmeticError):
+            return math.nan
 
-    def _holds(self, loss: float) -> bool:
-        return self.case.bound.holds(self._value(loss), self.software)
+    def _holds(self, loss: float) -> bool | None:
+        value = self._value(loss)
+        return None if math.isnan(value) else self.case.bound.holds(value, self.software)
 
     def _say(self, seen: Seen) -> None:
         look, scale = seen.look, self.metric.scale

@@ -111,9 +111,9 @@ def away(start: int, end: int) -> Iterator[int]:
 class LastKept:
     """The last of `count` values whose mean keeps a bound, where none behind one that does not keeps it. `find` fills the attributes.
 
-    Args: of_all, N; observe, `e[c, i]` of a value at a look; holds, whether a mean keeps the bound; error, least, see above and
-        `interval`; say, is told of each look; start, the place where it is thought to be; sides, whether values on either side are tested
-        that the bisection did not need, until one is decided.
+    Args: of_all, N; observe, `e[c, i]` of a value at a look; holds, whether a mean keeps the bound, None for what no mean can be; error,
+        least, see above and `interval`; say, is told of each look; start, the place where it is thought to be; sides, whether values on
+        either side are tested that the bisection did not need, until one is decided.
     Attributes: place, of this value, -1 where there is none; sure, lost, of the last value that was decided to keep the bound and the first
         one that was decided not to, -1 and `count` where there is none: the value is from `sure` on and before `lost`, but for the chance
         `error`; seen, the last look at each place.
@@ -124,7 +124,7 @@ class LastKept:
     of_all: int
     error: float
     observe: Callable[[int, Look], np.ndarray]
-    holds: Callable[[float], bool]
+    holds: Callable[[float], bool | None]
     least: float = 0.0
     say: Callable[[Seen], object] = lambda seen: None
     start: int | None = None
@@ -181,15 +181,19 @@ class LastKept:
         for number, look in enumerate(self.looks[first:], first):
             found = self.observe(place, look)
             (mean, half), (_, likely) = (interval(found, self.of_all, each, self.least) for each in (self.each, ROUGH))
-            ends = [bool(self.holds(mean + side)) for side in (-half, 0, half)]
-            decided = len({*ends}) == 1 and [*self.seen, place].index(place) < self.tests
-            seen = self.seen[place] = Seen(place, look, mean - half, mean + half, ends[1] if decided else None, ends[1])
+            decided, keeps = [*self.seen, place].index(place) < self.tests and self._agree(mean, half), bool(self.holds(mean))
+            seen = self.seen[place] = Seen(place, look, mean - half, mean + half, keeps if decided else None, keeps)
             self.say(seen)
             if decided:
                 self.sure, self.lost = (max(self.sure, place), self.lost) if seen.keeps else (self.sure, min(self.lost, place))
-            if decided or rough and number >= self.enough and len({bool(self.holds(mean + side)) for side in (-likely, 0, likely)}) == 1:
+            if decided or rough and number >= self.enough and self._agree(mean, likely):
                 break
         return seen
+
+    def _agree(self, mean: float, half: float) -> bool:
+        """Whether an interval lies on one side of the bound, and within what a mean can be."""
+        found = {self.holds(mean + side) for side in (-half, 0, half)}
+        return len(found) == 1 and None not in found
 
     @property
     def used(self) -> int:
