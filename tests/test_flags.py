@@ -49,6 +49,15 @@ def test_groups_may_have_equals_signs(flag, before, group, bits, tmp_path):
         assert [each.spec.adc_bits for each in settings.settings[before:]] == [*bits, 8] and settings.limit == 7
 
 
+def test_groups_of_a_file_stay_groups(tmp_path):
+    """What a run writes for --config means what it was given."""
+    Path(tmp_path, "flags.json").write_text(json.dumps({"also": ["--cell_bits=2", "--adc_bits=4"]}))
+    settings, _ = eval_settings.parse(["--resume", str(NETWORK), "--config", str(tmp_path / "flags.json")])
+    alone, _ = eval_settings.parse(["--resume", str(NETWORK), "--also=--cell_bits=2", "--also=--adc_bits=4"])
+    assert [(each.spec.cell_bits, each.spec.adc_bits) for each in settings.settings] == [(1, 6), (2, 6), (1, 4)]
+    assert settings.settings == alone.settings
+
+
 def test_a_group_of_no_flag_is_refused():
     with pytest.raises(UserError, match="--also '--resume x': there is no hardware flag --resume"):
         eval_settings.parse(["--resume", str(NETWORK), "--also", "--resume=x"])

@@ -278,8 +278,9 @@ def parse(parser: ArgumentParser, argv: list[str] | None = None) -> dict[str, An
 def arguments_of(values: Mapping[str, Any]) -> list[str]:
     """Flags, `{flag: value}`, as they stand on a command line; those that are None, False or empty lists are not given."""
     given = {name: value for name, value in values.items() if value is not None and value is not False and value != []}
-    return [str(part) for name, value in given.items()
-            for part in (f"--{name}", *(value if isinstance(value, list) else [] if value is True else [value]))]
+    parts = {name: value if isinstance(value, list) else [] if value is True else [value] for name, value in given.items()}
+    return [str(part) for name, several in parts.items()  # a group that begins with a flag would behind another one be taken for that
+            for each in ([[group] for group in several] if f"--{name}" in OF_GROUPS else [several]) for part in (f"--{name}", *each)]
 
 
 def checked(cls: type, config: Mapping[str, Any], source: str, names: Iterable[str] | None = None,
