@@ -718,6 +718,7 @@ def test_ranges_of_another_rule_take_the_place_of_an_entry():
     (["--objective", "bits"], "--objective is for a search: add --search N"),
     (["--search", "5", "--adc_bits", "3:5"], "--search chooses on validation images: "),
     (["--search", "5", "--report"], "--report does not go with --search"),
+    (["--search_seed", f"{2**32}"], "--search_seed: 4294967296 is not a whole number from 0 to 4294967295"),
 ])
 def test_bad_sweeps_are_one_line(flags_, words, refused, checkpoint):  # noqa: F811
     refused(["--resume", checkpoint, *flags_], words)

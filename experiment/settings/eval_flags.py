@@ -139,7 +139,7 @@ class Search:
                                   "the software's; bits, the mean of all reads; conversions; with --cost also energy, latency, area. "
                                   "Default accuracy bits")
     search_seed: int = option(0, "seed of the search. The same seed measures the same settings, with any number of workers",
-                              COUNT_OR_0)
+                              Number(int, "a whole number from 0 to 4294967295", lambda value: 0 <= value < 2**32))  # NumPy's seeds
 
 
 @dataclass(frozen=True, kw_only=True)
