@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout
 
 from experiment.inputs import foreign
-from experiment.program.cli import UserError, run_main
+from experiment.program.cli import UserError, run_main, user_error
 from experiment.inputs.streamed import Streamed
 from models.quant import CrossbarSpec, convert
 
@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     if given.random:
         print("random weights and noise: what the network sees means nothing")
     shown = Streamed(pictures(given.folder), found.transform)
-    spec = CrossbarSpec(w_bits=given.bits, a_bits=given.bits, adc_bits=given.adc_bits)
-    net = convert(found.network, spec, [part.read() for part in shown[::2].split(16)])
+    with user_error(str):
+        spec = CrossbarSpec(w_bits=given.bits, a_bits=given.bits, adc_bits=given.adc_bits)
+        net = convert(found.network, spec, [part.read() for part in shown[::2].split(16)])
     print(net.crossbar_report)
 
     same = total = 0

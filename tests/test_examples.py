@@ -108,6 +108,8 @@ def test_imagenet_on_noise(capsys, monkeypatch):
     assert re.search(r"the same class as in float: \d of 4$", out.strip())
     with pytest.raises(imagenet.UserError, match="give a folder of photographs, or --random"):
         imagenet.main(["squeezenet1_1"])
+    with pytest.raises(imagenet.UserError, match="adc_bits is 0; allowed are whole numbers"):
+        imagenet.main(["squeezenet1_1", "--random", "--adc_bits", "0"])
 
 
 @pytest.fixture
