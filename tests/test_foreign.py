@@ -678,6 +678,8 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     for flag, trained, other in (("w_bits", "3", "4"), ("inputs", "phases", "twos"), ("rounding", "nearest", "gptq")):
         with pytest.raises(UserError, match=f"was trained with --{flag} {trained}, not {other}"):
             evaluation.main(["--resume", "run/model_best.pth.tar", "--model", "net.py:small", f"--{flag}", other])
+    with pytest.raises(UserError, match="run/model_best.pth.tar has weights, and --state other.pt has others: give one of them"):
+        evaluation.main(["--resume", "run/model_best.pth.tar", "--model", "net.py:small", "--state", "other.pt"])
     config = json.loads(Path("run/config.json").read_text())
     Path("run/config.json").write_text(json.dumps(config | {"class_index": "of the run"}))
     found, _ = eval_settings.parse(["--resume", "run/model_best.pth.tar", "--model", "net.py:small"])

@@ -92,6 +92,8 @@ def check_checkpoint(config: Mapping[str, Any], given: Mapping[str, Any], source
     check_code(config, given, source)
     if not foreign.is_file(trained) and given.get("model", trained) != trained:
         raise UserError(f"{source} is of the model {trained}, not {given['model']}")
+    if "state" in given:
+        raise UserError(f"{source} has weights, and --state {given['state']} has others: give one of them")
     for name in ("w_bits", "a_bits", "image_size", *OPTIONS):
         if name in given and name in config and given[name] != config[name]:
             raise UserError(f"{source} was trained with --{name} {config[name]}, not {given[name]}")
