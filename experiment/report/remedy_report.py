@@ -33,8 +33,8 @@ class Tried:
 
     @property
     def clear(self) -> bool:
-        """Whether it wins more than chance alone gives: Student's t of chips, or the normal distribution of examples. Never where the metric
-        does not say what chance gives."""
+        """Whether it wins more than chance alone gives: Student's t of chips, or the normal distribution of examples. It does not where the
+        metric says nothing of chance."""
         from scipy import special
 
         chips = len(self.record.chip_accuracies or ())

@@ -16,6 +16,7 @@ UNITS = (("y", 365 * 86400.0), ("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s
 COUNTS = ("bits", "rows")
 PANELS = {"time (s)": (TIME,), "bits, rows": COUNTS}  # of the picture: axis, and units; the first panel has all others
 FIRST_PANEL = "value, in the unit of its name"
+LEFT, RIGHT = 8, 9  # Matplotlib's arrows that begin at a point (CARETLEFTBASE, CARETRIGHTBASE)
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -84,7 +85,7 @@ def _time(seconds: float) -> str:
 
 
 def plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Bars on logarithmic scales, from the end that is kept for sure to that which is not; a panel for each kind of unit."""
+    """Bars on logarithmic scales, with lines from what surely keeps the bound to what surely does not; a panel for each kind of unit."""
     limits = [row for row in rows if row["quantity"] != CORNER and row["value"] is not None]
     of_unit = {unit: axis for axis, units in PANELS.items() for unit in units}
     panels = {axis: [row for row in limits if of_unit.get(row["unit"], FIRST_PANEL) == axis] for axis in (FIRST_PANEL, *PANELS)}
@@ -101,16 +102,19 @@ def plot(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
             bars = [row for row in found if (row["weights"], row["asked"]) == each]
             at = [names[axis].index(_name(row)) + (i + 0.5) / len(asked) * 0.8 - 0.4 for row in bars]
             value = np.array([row["value"] for row in bars], float)
-            ends = np.array([[row[key] if row[key] is not None else row["value"] for key in ("kept_for_sure", "lost_for_sure")]
-                             for row in bars], float).reshape(-1, 2)
-            around = np.abs(np.stack([value - ends.min(1), ends.max(1) - value]))
+            ends = np.array([[row["kept_for_sure"], row["lost_for_sure"]][::1 if row["kind"] == "largest" else -1] for row in bars],
+                            float).reshape(-1, 2).T  # low and high; NaN: open
+            around = np.nan_to_num(np.abs(ends - value))
             axes.barh(at, value, 0.8 / len(asked), color=colormap("Paired").colors[_color(asked, i)], label=", ".join(each),
                       xerr=around, error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "black"})
+            for marker, end in zip((LEFT, RIGHT), ends):
+                axes.plot(value, np.where(np.isnan(end), at, np.nan), linestyle="", marker=marker, markersize=2.5, color="black")
         axes.set(xscale="log", xlabel=axis, yticks=range(len(names[axis])), yticklabels=names[axis])
         axes.set_ylim(len(names[axis]) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
     figure.legend(*axes_of[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small",
-                  title="bars: the limit; lines: from what surely keeps the bound to what surely does not", title_fontsize="x-small")
+                  title="bars: the limit; lines: from what surely keeps the bound to what surely does not; arrows: nothing is sure there",
+                  title_fontsize="x-small")
     add_title(figure, title)
     save(figure, path, dpi=150)
 
