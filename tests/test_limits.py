@@ -39,6 +39,14 @@ def test_what_is_no_bound(text):
     assert bound_of(text, 1) is None
 
 
+def test_a_loss_of_just_as_much_is_within():
+    """Half a point of 10,000 images is 50 of them: one more is too much."""
+    bound = bound_of("accuracy=software-0.5", 1)
+    for right in range(51, 10_001):
+        within = [bound.holds(100 * (right - lost) / 10_000, 100 * right / 10_000) for lost in (49, 50, 51)]
+        assert within == [True, True, False]
+
+
 @pytest.mark.parametrize("text, values", [
     ("adc_noise=0:1:0.25", (0, 0.25, 0.5, 0.75, 1)), ("rows=16:64:16", (16, 32, 48, 64)), ("subArray=1:3:1", (1, 2, 3)),
     ("adc_bits=1:2:0.5", (1, 1.5, 2)), ("device_time=1min:3min:1min", (60, 120, 180)), ("stuck_off=0.01:0.04:100log", (0.01, 0.02, 0.04)),

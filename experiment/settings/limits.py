@@ -35,9 +35,14 @@ class Bound:
         """The number that it means beside this one of the software's."""
         return self.factor * software + self.more
 
+    def beyond(self, value: float, software: float) -> float:
+        """By how much a value misses it: 0 or less within it, and 0 where only rounding sets them apart."""
+        at = self.at(software)
+        return 0.0 if math.isclose(at, value, rel_tol=1e-12) else self.sign * (at - value)
+
     def holds(self, value: float, software: float) -> bool:
         """Whether a value is within it."""
-        return self.sign * (value - self.at(software)) >= 0
+        return self.beyond(value, software) <= 0
 
 
 def bound_of(text: str, sign: int) -> Bound | None:

@@ -247,7 +247,7 @@ class Search:
 
     def _beyond(self, bound: Bound, values: Mapping[str, float]) -> float:
         """How far values are beyond a bound."""
-        return bound.sign * (bound.at(value_of(self.bench.point(None)["row"], Scale().name)) - values[bound.name])
+        return bound.beyond(values[bound.name], value_of(self.bench.point(None)["row"], Scale().name))
 
     def _excess(self, setting: Setting) -> list[float]:
         """How far a setting is beyond each bound."""
