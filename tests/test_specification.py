@@ -195,6 +195,13 @@ def test_a_quantity_of_which_nothing_keeps_the_bound_is_in_the_corner(sheet):
     assert "--adc_noise 10.0" in corner["by_hand"] and not corner["corner_keeps"]
 
 
+def test_where_nothing_keeps_the_bound_the_first_value_is_set_by_hand(sheet):
+    """--access without --wire_ohm says nothing, and is refused."""
+    wires = asked.Quantity("wires", "ohm", span_of("wire_ohm=200:800:100log"), {"access": ["voltage"]}, joint=False)
+    row, *_ = sheet("--at_least", "accuracy=software", "--adc_bits", "6", "--weights", "offset", quantities=[wires])[0]
+    assert row["value"] is None and "--wire_ohm 200.0 --" in row["by_hand"] + " --"
+
+
 def test_refining_needs_a_sheet(trained):  # noqa: F811
     with pytest.raises(UserError, match="--refine is for a specification sheet: add --specify"):
         parse(["--resume", trained, "--refine"])

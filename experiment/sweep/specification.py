@@ -113,9 +113,8 @@ class Specification:
         return {**others, **quantity.flags, "weights": [asked.weights]}
 
     def _flags(self, quantity: Quantity, asked: Asked, limit: Limit) -> dict[str, list]:
-        """What sets a limit by hand."""
-        value = {quantity.span.flag: [quantity.span.values[limit.found.place]]} if limit.found.place >= 0 else {}
-        return {**self._beside(quantity, asked), **value}
+        """What sets a limit by hand; where no value keeps the bound, the first, which does not."""
+        return {**self._beside(quantity, asked), quantity.span.flag: [quantity.span.values[max(limit.found.place, 0)]]}
 
     def _row(self, name: str, unit: str, asked: Asked, flags: Mapping[str, list]) -> dict[str, Any]:
         [setting] = self._settings(flags)
