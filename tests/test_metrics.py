@@ -162,6 +162,18 @@ def test_what_chance_gives_to_examples_of_unequal_weights():
     assert Metric("m", float).chance(a, b) == pytest.approx((300 * apart.var()).sqrt().item() / 900, rel=1e-12)
 
 
+def test_chance_where_the_value_ends_just_above_the_mean():
+    drawn, weights = np.random.default_rng(1), np.ones(100)
+    a, b = (torch.from_numpy(np.stack([1 - drawn.exponential(0.01, 100), weights], 1)) for _ in range(2))
+    mean, step = a[:, 0].mean().item(), ((a - b)[:, 0].var() / 100).sqrt().item()
+    above = Metric("m", float, value=lambda mean: math.log(1 - mean))
+    assert above.chance(a, b) == pytest.approx(-math.log1p(-step / (1 - mean)), rel=1e-9)
+    ends = Metric("m", float, value=lambda x: math.sqrt(mean + step / 2 - x))
+    assert ends.chance(a, b) == pytest.approx((1.5**0.5 - 0.5**0.5) * step**0.5, rel=1e-9)
+    with pytest.raises(ValueError, match="the metric m does not take the mean"):
+        Metric("m", float, value=lambda x: math.sqrt(-abs(x - mean))).chance(a, b)
+
+
 def test_records_of_a_setting_say_how_far_chance_goes():
     net = Tokens()
     spec = CrossbarSpec(8, 8, adc_bits=3, rows=16)

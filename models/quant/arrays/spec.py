@@ -52,7 +52,7 @@ class Numbers:
 
 
 COUNT = Numbers(int, "a whole number from 1 up", lambda value: 1 <= value < 2**63)
-COUNT_OR_0 = Numbers(int, "a whole number from 0 up", lambda value: 0 <= value < 2**63)
+COUNT_OR_0 = Numbers(int, "a whole number from 0 up", lambda value: 0 <= value <= 2**62)  # also a seed, above which others are counted
 FROM_0 = Numbers(float, "a number from 0 up", lambda value: 0 <= value < math.inf)
 
 

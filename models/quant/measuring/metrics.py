@@ -118,13 +118,17 @@ class Metric:
 
     def chance(self, numbers: Tensor, others: Tensor) -> float:
         """Deviation of the difference of two values that chance alone gives, from the examples' own differences `d_i = s_i - s'_i`: what
-        their weights do not explain, `e_i = d_i - w_i sum d / sum w`, makes `sqrt(n var(e)) / sum w`, as a step of the value at the mean.
-        Args: `[N, 2]` each, of the same examples."""
+        their weights do not explain, `e_i = d_i - w_i sum d / sum w`, makes `sqrt(n var(e)) / sum w`, as a step of the value up from the
+        mean, or down where it has none above. Args: `[N, 2]` each, of the same examples. Raises: ValueError where it has neither."""
         apart, weights = numbers[:, 0] - others[:, 0], numbers[:, 1]
         rest = apart - (weights - weights.mean()) * apart.sum() / weights.sum()  # of equal weights the differences, to the last digit
         step = (len(numbers) * rest.double().var()).sqrt().item() / weights.sum().item()
         mean = _mean(numbers)
-        return abs(self.value(mean + step) - self.value(mean))
+        try:
+            beside = self.of_mean(mean + step)
+        except ValueError:
+            beside = self.of_mean(mean - step)
+        return abs(beside - self.of_mean(mean))
 
 
 @dataclass
