@@ -95,15 +95,14 @@ def test_steps_that_clip_nothing_and_channels_of_zeros():
         assert quantizer.scale[2] == 1 and (quantizer.codes(w)[2] == 7).all() and quantizer(w)[2].abs().max() == 0
 
 
-def test_steps_of_a_large_weight_are_searched_in_parts(monkeypatch):
-    """Two channels at a time, or one where one alone is large: the same steps."""
-    w = normal(7, 9)
+@pytest.mark.parametrize("count", [1, 100, 128, 300])
+def test_the_step_of_a_channel_is_its_own(count):
+    """Whatever channels stand beside it, and however they lie in memory."""
+    w = normal(7, count)
     for method in ("max", "mse"):
         whole = scales.of_channels(w, 7, method)
-        for elements in (20, 5):
-            with monkeypatch.context() as patch:
-                patch.setattr(scales, "ELEMENTS", elements)
-                assert torch.equal(scales.of_channels(w, 7, method), whole)
+        assert torch.equal(torch.cat([scales.of_channels(channel[None], 7, method) for channel in w]), whole)
+        assert torch.equal(scales.of_channels(w.T.contiguous().T, 7, method), whole)
 
 
 def test_weight_quantizer_is_kept_as_it_is():

@@ -209,8 +209,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         spec = replace(layer.spec, rows=min(2 * layer.spec.rows, MOST_ROWS))
         return replace(layer, spec=spec, w_codes=layer.w_codes.repeat_interleave(2, 1), cells=Cells(values, reference, cells.fraction_bits))
 
-    def _make(self, device):
-        engine, layer, prepared, scale = super()._make(device)
+    def _lay_out(self, device):
+        engine, layer, prepared = super()._lay_out(device)
         if self._sums_at_once(layer):
             layer = self._with_offset_cells(super().mapped("ideal", None))
             spec = replace(layer.spec, a_bits=self.act_quant.abit, dac_bits=1)
@@ -219,7 +219,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
             prepared = engine.prepare(layer)
         elif self._top_is_apart(layer):
             prepared = [(part, engine.prepare(part)) for part in self._low_and_top(layer)]
-        return engine, layer, prepared, scale
+        return engine, layer, prepared
 
     def _first_codes(self, x):
         if self._sums_at_once(self._prepare(x.device)[1]):

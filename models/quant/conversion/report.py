@@ -46,24 +46,22 @@ class ConversionReport:
         layers are compared; unrounded, the float kernels of layers whose weights were rounded."""
         self.has_adcs = any(layer.quantized and layer.spec.adc_range != "ideal" for layer, _ in bound.values())
         layers = [layer for layer, _ in bound.values() if layer.quantized]
+        outputs, errors, ways = {}, {}, {}
         with without_adc(net):
-            quantization = _against_float(net, layers, shown, unrounded)
-        hardware = _against_float(net, layers, shown, unrounded)
+            outputs["quantized"], errors["quantization_db"] = output_of(net, copied(images)), _against_float(net, layers, shown, unrounded)
+        with hooked(layer.register_forward_hook(
+                        lambda layer, inputs, _: ways.setdefault(layer, {"way": layer.way(inputs[0])}) and None) for layer in layers):
+            outputs["hardware"] = output_of(net, copied(images))
+        errors["hardware_db"] = _against_float(net, layers, shown, unrounded) if self.has_adcs else errors["quantization_db"]
         for name, (layer, product) in bound.items():
             entry = {"name": name, "weights": product.weight.numel(), "multiplications": product.multiplications}
             if layer.quantized:
                 arrays, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
                 entry |= {"bits": [layer.weight_quant.wbit, layer.act_quant.abit],
-                          "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "arrays": arrays, "fill": fill,
-                          "quantization_db": quantization[layer], "hardware_db": hardware[layer]}
+                          "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "arrays": arrays, "fill": fill}
+                entry |= {key: of_layers[layer] for key, of_layers in errors.items()} | ways.get(layer, {})
             self.layers.append(entry)
         wanted = first_tensor(wanted).double()
-        with without_adc(net):
-            outputs = {"quantized": output_of(net, copied(images))}
-        with hooked(layer.register_forward_hook(
-                        lambda layer, inputs, _, entry=entry: entry.setdefault("way", layer.way(inputs[0])) and None)
-                    for entry, (layer, _) in zip(self.layers, bound.values()) if layer.quantized):
-            outputs["hardware"] = output_of(net, copied(images))
         of_pixels = wanted.dim() == 4 or wanted.dim() > 2 and layers and layers[-1].channel_dim < -1
         classes = 1 if of_pixels else -1
         for name, y in outputs.items():

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.steps import least_error
+
 METHODS = ("mse", "max")
 WEIGHT_METHODS = (*METHODS, "layer")
 SMALLEST = 2.0**-100  # numbers that are all below are zero: a step whose inverse is infinite is none
 COARSE = 32  # steps that are tried first, from the smallest that may be best to the largest
-ELEMENTS = 2**17  # weights that are searched together: what a processor's cache holds
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------------
@@ -29,11 +30,7 @@ def of_channels(weight: Tensor, m: int, method: str) -> Tensor:
     """
     if method == "layer":
         return of_channels(weight.reshape(1, -1), m, "mse").repeat(len(weight))
-    parts = [part.float() for part in weight.split(max(1, ELEMENTS // max(1, weight.shape[1])))]
-    return torch.cat([_of_few_channels(part, m, method) for part in parts])
-
-
-def _of_few_channels(w, m, method):
+    w = weight.float()
     largest = torch.linalg.vector_norm(w, float("inf"), dim=1)
     if not largest.isfinite().all():
         raise ValueError("the weight holds NaN or infinite numbers, for which there is no step; look how it was trained or loaded")
@@ -44,29 +41,12 @@ def _of_few_channels(w, m, method):
 
 def _of_least_error(w, cover, m):
     """A coarse grid of steps, then a fine one around the best of it."""
-    count = w.shape[1]
     # Bounds: a step s < cover clips the largest weight, an error of at least (m cover - m s)^2, and the step `cover` has at
     # most n (cover / 2)^2. Above, the largest weight would lose the code m.
-    low, high = max(1 - count**0.5 / (2 * m), 1 / 64), m / (m - 0.5)
+    low, high = max(1 - w.shape[1] ** 0.5 / (2 * m), 1 / 64), m / (m - 0.5)
     ratio = (high / low) ** (1 / (COARSE - 1))
-    quotient, codes = torch.empty_like(w), torch.empty_like(w)
-    best, least = cover, torch.full_like(cover, float("inf"))
-
-    def offer(step):
-        nonlocal best, least
-        torch.div(w, step[:, None], out=quotient)
-        torch.round(quotient, out=codes).clamp_(-m, m)
-        error = torch.linalg.vector_norm(quotient.sub_(codes), dim=1) * step
-        better = error < least
-        best, least = torch.where(better, step, best), torch.where(better, error, least)
-
-    for factor in [1.0, *(low * ratio**i for i in range(COARSE))]:
-        offer(cover * factor)
-    middle = best
-    for i in range(1, 6):
-        for factor in (ratio ** (i / 6), ratio ** (-i / 6)):
-            offer(middle * factor)
-    return best
+    coarse, fine = [1.0, *(low * ratio**i for i in range(COARSE))], [ratio ** (sign * i / 6) for i in range(1, 6) for sign in (1, -1)]
+    return torch.from_numpy(least_error(w.detach().cpu().contiguous().numpy(), cover.cpu().numpy(), m, coarse, fine)).to(w.device)
 
 
 # ---- inputs --------------------------------------------------------------------------------------------------------------

@@ -242,9 +242,12 @@ class CrossbarLayer(OnArrays):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused while nothing changes."""
         quantizers = type(self.weight_quant), self.weight_quant.levels, self.act_quant.levels, self.weight_quant.training
         settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers, self.chip
-        numbers = [*self._numbers(), self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
+        numbers = [self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
                    *([] if self.adc_bits_plan is None else [self.adc_bits_plan])]
-        return self._prepared.get(settings, numbers, self.w_source, lambda: self._make(device), any_weight)
+
+        def make():  # a conversion changes scales of the same cells some times
+            return *self._laid_out.get(settings, numbers, self.w_source, lambda: self._lay_out(device)), self._scale()
+        return self._prepared.get(settings, [*self._numbers(), *numbers], self.w_source, make, any_weight)
 
     def way(self, x: Tensor) -> str:
         """The engine, and which way through it the (first) reads of input x go, for people."""
@@ -255,7 +258,7 @@ class CrossbarLayer(OnArrays):
     def _first_codes(self, x):
         return self.parts(x)[0]
 
-    def _make(self, device: torch.device) -> tuple[ModuleType, MappedLayer, object, Tensor]:
+    def _lay_out(self, device: torch.device) -> tuple[ModuleType, MappedLayer, object]:
         warn_of_nan(self.w_source.detach(), "weight")
         layer = self.mapped()
         engine, reason = engines.choose(engines.selected(), layer, device)
@@ -265,7 +268,7 @@ class CrossbarLayer(OnArrays):
         if layer.spec.adc_range == "ideal" and not self.chip:
             layer = self._with_offset_cells(layer)
         engines.announce(engine, reason)
-        return engine, layer, engine.prepare(layer), self._scale()
+        return engine, layer, engine.prepare(layer)
 
     def _numbers(self):
         """What decides the scale, beside the weight quantizer."""

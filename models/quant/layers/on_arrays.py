@@ -37,7 +37,7 @@ class OnArrays:
         self._w_codes = None
         self.chip: Chip | None = None  # None: ideal cells
         self.watch: Callable[..., None] | None = None  # is shown all codes that reach the arrays: `counts`
-        self._prepared = Prepared()
+        self._laid_out, self._prepared = Prepared(), Prepared()  # what the engine holds, and that with the scale of its sums
         self._spec = spec
         self.set_spec(spec)
 
