@@ -203,6 +203,17 @@ def layer_case(spec, channels=70, out=33, kernel=(3, 3), size=(6, 5), images=2, 
     return Case(spec, Geometry(**geometry), a_codes, w_codes, [1.0] * slices, [-2 ** (spec.adc_bits - 1)] * slices)
 
 
+@pytest.mark.parametrize("reference", ["analog", "digital"])
+@pytest.mark.parametrize("w_bits, cell_bits", [(8, 1), (8, 3), (4, 1)])
+@pytest.mark.parametrize("out", [1, 64, 65, 130, 200, 260, 600])
+def test_histogram_of_slices_side_by_side(engine, out, w_bits, cell_bits, reference):
+    """Slices of which a block of columns holds several, parts of some, or one alone; of several references, and of fewer bits."""
+    spec = CrossbarSpec(w_bits, 2, cell_bits, 6, 32, "im2col", reference, 1, "ideal")
+    case = layer_case(spec, channels=6, out=out, size=(3, 4), images=1)
+    for zero_code in (None, 2 ** (w_bits - 1) - 1, 2 ** (w_bits - 1) - 2):
+        check_histogram(engine, replace(case, zero_code=zero_code))
+
+
 @pytest.mark.parametrize("adc_range", ["calibrated", "dynamic", "ideal"])
 @pytest.mark.parametrize("mapping", ["tap", "im2col"])
 @pytest.mark.parametrize("reference", ["analog", "digital"])

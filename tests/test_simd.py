@@ -174,6 +174,17 @@ def test_put_compressed(bits):
     assert (out[:5] == 7).all() and (out[5 + len(places) + 16:] == 7).all()
 
 
+def test_by_bit():
+    @njit
+    def kernel(x, out):
+        simd.store(out.ctypes.data, 0, simd.by_bit(simd.load(x.ctypes.data, 0)))
+
+    x, out = np.random.default_rng(0).integers(0, 2**16, LANES, dtype=np.uint16), np.empty(LANES, np.uint16)
+    kernel(x, out)
+    bits = [[x.view(np.uint8)[byte] >> bit & 1 for byte in range(64)] for bit in range(8)]
+    assert out.view(np.uint64).tolist() == [sum(int(one) << byte for byte, one in enumerate(each)) for each in bits]
+
+
 def test_any_bit():
     @njit
     def kernel(x):

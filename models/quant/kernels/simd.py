@@ -170,6 +170,18 @@ def add_ones(b, address, index, value):
     b.store(b.add(b.load(pointer, align=8, typ=words), ones), pointer, align=8)
 
 
+@operation(vec, vec)
+def by_bit(b, value):
+    """The bits of a vector in another order: its first 64 are bit 0 of its 64 bytes, the next 64 bit 1, and so on."""
+    words = ir.VectorType(ir.IntType(64), 8)
+    turned = ir.Constant(words, ir.Undefined)
+    for i in range(8):
+        top = b.bitcast(b.shl(value, ir.Constant(_V16, [7 - i] * LANES)), ir.VectorType(_I8, 64))  # bits that change bytes are none of these
+        bits = b.bitcast(b.icmp_signed("<", top, ir.Constant(top.type, [0] * 64)), ir.IntType(64))
+        turned = b.insert_element(turned, bits, ir.Constant(_I32, i))
+    return b.bitcast(turned, _V16)
+
+
 @operation(types.boolean, vec)
 def any_bit(b, value):
     """Whether any bit of a vector is set."""

@@ -33,6 +33,7 @@ from ...kernels.simd import set_threads
 from ..reach import lacking
 from . import cells
 from .common.buffers import BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, room_for_results
+from .common.histogram import of_slices
 from .common.layout import lay_out
 from .grid.cells_thresholds import unfit
 from .groups import grouped
@@ -171,10 +172,10 @@ class _Prepared(cells.Ways):
         if layer.largest_sum >= MOST_LEAVES or bins.shift:
             return self.on_grid.histogram(a_codes, bins)
         reads = self.counting
-        kinds = len(layer.spec.digit_bits), reads.shape.slices, layer.classes
+        kinds = len(layer.spec.digit_bits), reads.shape.counters, layer.classes
         counts = np.zeros((numba.get_num_threads(), *kinds, bins.count, 8), np.int64)
         reads.run(no_adc(layer), a_codes, HISTOGRAM, counts=counts, first_bin=bins.first)
-        return torch.from_numpy(counts.sum(axis=(0, 5)))
+        return torch.from_numpy(of_slices(counts, reads.layout.counter_slices, reads.shape.slices))
 
 
 class _Reads:

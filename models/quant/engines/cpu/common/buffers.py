@@ -45,7 +45,7 @@ NO_COUNTS = np.empty((0,) * 6, np.int64)
 #             gain .. factor of `output.ToCodes`
 # extremes    smallest and largest u, `[thread, group, array, digit, slice, 2]`, or as the kernel says
 # counts      of u, `[thread, digit, slice, class, bin]`, see `mapping.Bins`, of which are first_bin, bin_shift and bins; of bit planes
-#             `[.., part]`: eight parts (`simd.add_ones`)
+#             `[thread, digit, counters, class, bin, 8]`, see `layout.Counted`
 Target = namedtuple("Target", "out step_size wide floats scaling values scale offset to_codes next_codes gain shift alpha factor "
                               "extremes counts first_bin bin_shift bins")
 

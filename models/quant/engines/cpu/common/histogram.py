@@ -7,8 +7,8 @@ import numpy as np
 
 from ....arrays.mapping import Bins, MappedLayer
 from ....kernels.inner import inlined, inner
-from ....kernels.simd import LANES, add_ones, int64_at, load, set_threads, splat, store
-from .layout import RUN, SLICE
+from ....kernels.simd import LANES, add_ones, by_bit, int64_at, load, set_threads, splat, store
+from .layout import COUNTED, COUNTERS, KIND
 
 MOST_COUNTS = 2**27  # of all threads together: a gigabyte
 
@@ -32,13 +32,13 @@ def count_values(shape, at, read, block):
     """Count the reads of one block by value; for those whose P stays below `buffers.MOST_LEAVES`.
 
     A binary tree over the bit planes of P, highest first: leaf p, a vector, has a one for each column with P = p. The tree
-    stands in one array: leaf i of one level becomes the leaves 2 i and 2 i + 1 of the next.
+    stands in one array: leaf i of one level becomes the leaves 2 i and 2 i + 1 of the next, which are counted where that is the last.
     """
-    most = read.ones * ((1 << shape.cell_bits) - 1)
+    most, turned = read.ones * ((1 << shape.cell_bits) - 1), int64_at(at.turned, block) > 0
     store(at.leaves, 0, splat(-1))
     size = 1
-    for m in range(read.depth - 1, -1, -1):
-        plane = load(at.planes, m * LANES)
+    for m in range(read.depth - 1, 0, -1):
+        plane = _plane(at, m, turned)
         for i in range(size - 1, -1, -1):
             leaf = load(at.leaves, i * LANES)
             one = leaf & plane
@@ -46,11 +46,36 @@ def count_values(shape, at, read, block):
                 store(at.leaves, (2 * i + 1) * LANES, one)
             store(at.leaves, 2 * i * LANES, leaf ^ one)
         size = (most >> m) + 1
-    for run in range(int64_at(at.run_start, block), int64_at(at.run_start, block + 1)):
-        k = int64_at(at.runs, RUN * run + SLICE)
-        columns = load(at.run_columns, run * LANES)
-        zero = -int64_at(at.reference, k) * read.ones - at.first_bin
-        of_class = read.kind - read.digit * shape.classes
-        first = ((read.digit * shape.slices + k) * shape.classes + of_class) * at.bins + zero
-        for p in range(min(size, (at.bins - 1 - zero) // shape.read_scale + 1)):  # slices of fewer bits end earlier
-            add_ones(at.counts, first + shape.read_scale * p, load(at.leaves, p * LANES) & columns)
+    plane = _plane(at, 0, turned)
+    of_class = read.kind - read.digit * shape.classes
+    for run in range(int64_at(at.counted_start, block), int64_at(at.counted_start, block + 1)):
+        columns = load(at.counted_columns, run * LANES)
+        zero = -int64_at(at.reference, int64_at(at.counted, COUNTED * run + KIND)) * read.ones - at.first_bin
+        counters = read.digit * shape.counters + int64_at(at.counted, COUNTED * run + COUNTERS)
+        first = (counters * shape.classes + of_class) * at.bins + zero
+        last = min(most, (at.bins - 1 - zero) // shape.read_scale)  # slices of fewer bits end earlier
+        for i in range(last + 1 >> 1):
+            leaf = load(at.leaves, i * LANES) & columns
+            odd = leaf & plane
+            add_ones(at.counts, first + shape.read_scale * 2 * i, leaf ^ odd)
+            add_ones(at.counts, first + shape.read_scale * (2 * i + 1), odd)
+        if not last & 1:
+            leaf = load(at.leaves, (last >> 1) * LANES) & columns
+            add_ones(at.counts, first + shape.read_scale * last, leaf ^ (leaf & plane))
+
+
+@inlined
+def _plane(at, m, turned):
+    """A bit plane of P, in the order in which its columns are counted."""
+    plane = load(at.planes, m * LANES)
+    return by_bit(plane) if turned else plane
+
+
+def of_slices(counts: np.ndarray, counter_slices: np.ndarray, slices: int) -> np.ndarray:
+    """`[digit, slice, class, bin]` of counts `[thread, digit, counters, class, bin, 8]`. Args: counter_slices, of `layout.Counted`."""
+    total = counts.sum(0)
+    found = np.zeros((len(total), slices, *total.shape[2:4]), np.int64)
+    for (i, each), k in np.ndenumerate(counter_slices):
+        if k >= 0:
+            found[:, k] += total[:, i, ..., each]
+    return found

@@ -27,7 +27,7 @@ ColumnShape = namedtuple("ColumnShape", """
     passes packed
     slots
     read_scale below above one_reference
-    steps""")
+    steps counters""")
 # out_channels, channels   of one group; arrays: of one group too
 # reach_y                  input rows that a kernel spans
 # classes                  of n, see `MappedLayer.classes`
@@ -38,12 +38,14 @@ ColumnShape = namedtuple("ColumnShape", """
 # below, above             over all slices, a read with n ones among its inputs has its u in `-below n .. above n`
 # one_reference            whether all slices have the same reference
 # steps                    different ADC steps: each has accumulators of its own
+# counters                 sets of eight, see `Counted`
 
 ColumnLayout = namedtuple("ColumnLayout", """
     weights array_base pass_stride
     segments segment_start intervals
     digit_start reference step_of_slice
-    runs run_start run_columns merged merged_start""")
+    runs run_start run_columns merged merged_start
+    turned counted counted_start counted_columns counter_slices""")
 # weights, array_base      words of cells, see `_weight_planes`; where those of [group, array] begin
 # pass_stride              words of one pass of an array
 # segments, segment_start  `TAP_Y..ROW` of each segment; where those of each array begin
@@ -54,12 +56,24 @@ ColumnLayout = namedtuple("ColumnLayout", """
 # runs, run_start          `PAIR..SLICE` of each run; where those of each block begin; run_columns: see `_run_columns`
 # merged, merged_start     the same for each [digit, block], runs of slices with one reference and one range; those of no bits
 #                          are left out
+# turned .. counter_slices  see `Counted`
 TAP_Y, TAP_X, INTERVAL, ROW = range(4)  # of a segment: consecutive channels of one tap that an array holds
 SEGMENT = 4  # fields of a segment
 FIRST, LAST, SLOT = range(3)  # of a channel interval [first, last), whose active rows are listed from `slot` on
 BOUNDS = 3  # fields of an interval
 PAIR, PAIR_END, SLICE = range(3)  # of a run: vector pairs of one block that belong to one slice (`merged`: one table)
 RUN = 3  # fields of a run
+
+
+# How the reads of a block are counted by value (`histogram`): each value has eight counters, of 64 columns each. Those of a `turned` block
+# are its pairs of vectors (`simd.by_bit`), so that slices whose reads go into the same bins are counted together.
+# turned                        whether each block is
+# counted, counted_start        `KIND, COUNTERS` of each run, a slice that says its bins, and its counters; where those of each block begin
+# counted_columns               as `run_columns`, in the block's order
+# counter_slices                `[counters, 8]`: the slice that each of the eight counts, or -1
+Counted = namedtuple("Counted", "turned counted counted_start counted_columns counter_slices")
+KIND, COUNTERS = range(2)  # of a run that is counted
+COUNTED = 2  # its fields
 
 
 def lay_out(layer: MappedLayer, side_by_side: bool = True) -> tuple[ColumnShape, ColumnLayout]:
@@ -80,17 +94,18 @@ def lay_out(layer: MappedLayer, side_by_side: bool = True) -> tuple[ColumnShape,
     cells = 2 ** np.array(spec.slice_bits, np.int64) - 1
     runs, run_start = _runs(range(slices), slice_vectors, blocks)
     merged, merged_start = _converted_runs(layer, slice_vectors, blocks)
+    counted = _counted_runs(runs, run_start, list(zip(reference, spec.slice_bits)), slice_vectors, out)
 
     of_shape, of_layout = of_rows(layer)
     shape = ColumnShape(
         **of_shape, cell_bits=spec.cell_bits, slice_vectors=slice_vectors, blocks=blocks, passes=passes, packed=packed,
         read_scale=1 + analog, below=int(reference.max()), above=int(((1 + analog) * cells - reference).max()),
-        one_reference=len(set(layer.reference_twice)) == 1)
+        one_reference=len(set(layer.reference_twice)) == 1, counters=len(counted.counter_slices))
     tables = ColumnLayout(
         **of_layout, weights=_weight_planes(layer, rows, pass_stride, array_base, slice_vectors, blocks, packed),
         array_base=array_base[:-1].reshape(groups, -1), pass_stride=pass_stride, reference=reference,
         runs=runs, run_start=run_start, run_columns=_run_columns(runs, run_start, slice_vectors, out),
-        merged=merged, merged_start=merged_start)
+        merged=merged, merged_start=merged_start, **counted._asdict())
     return shape, tables
 
 
@@ -211,9 +226,30 @@ def _run_columns(runs, run_start, slice_vectors, out):
     columns = np.zeros((len(runs), LANES), np.uint16)
     for block, (first, last) in enumerate(zip(run_start, run_start[1:])):
         for run in range(first, last):
-            pair, end, k = runs[run]
+            pair, end, _ = runs[run]
             for v in range(2 * pair, 2 * end):
-                channel = (block * 16 + v - k * slice_vectors) * LANES + np.arange(LANES)
+                channel = (block * 16 + v) % slice_vectors * LANES + np.arange(LANES)
                 columns[run, channel < out] |= np.uint16(1 << (v // 2 + 8 * (v % 2)))
     return columns
 
+
+def _counted_runs(runs, run_start, kinds, slice_vectors, out):
+    """`Counted`. Args: kinds, of slices: those of one kind have the same bins."""
+    blocks, pairs = len(run_start) - 1, slice_vectors // 2
+    alike, alike_start = _runs(kinds, slice_vectors, blocks)
+    columns, of_alike = (_run_columns(*each, slice_vectors, out) for each in ((runs, run_start), (alike, alike_start)))
+    turned, counted, start, found, counters = [], [], [0], [], {}
+    for block in range(blocks):
+        apart, together = (slice(*starts[block:block + 2]) for starts in (run_start, alike_start))
+        turned.append(len(runs[apart]) > len(alike[together]) + 1)  # to turn its planes takes about as long as to count a run
+        if turned[-1]:
+            of_pairs = [k if k < len(kinds) else -1 for k in (np.arange(8 * block, 8 * block + 8) // pairs).tolist()]
+            counted += [(k, counters.setdefault(tuple(of_pairs), len(counters))) for *_, k in alike[together].tolist()]
+            bits = np.unpackbits(of_alike[together].view(np.uint8), axis=1, bitorder="little").reshape(-1, 64, 8)
+            found.append(np.packbits(bits.transpose(0, 2, 1).reshape(-1, 512), axis=1, bitorder="little").view(np.uint16))
+        else:
+            counted += [(k, counters.setdefault((k,) * 8, len(counters))) for *_, k in runs[apart].tolist()]
+            found.append(columns[apart])
+        start.append(len(counted))
+    return Counted(np.array(turned, np.int64), np.array(counted, np.int64), np.array(start, np.int64), np.concatenate(found),
+                   np.array(list(counters), np.int64))
