@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.steps import least_error
+from ..kernels.steps import least_error, window_errors
 
 METHODS = ("mse", "max")
 WEIGHT_METHODS = (*METHODS, "layer")
 SMALLEST = 2.0**-100  # numbers that are all below are zero: a step whose inverse is infinite is none
 COARSE = 32  # steps that are tried first, from the smallest that may be best to the largest
+GROUPS = 2**14  # of neighbours among the numbers of a sample, each as its mean: 64 for a step of 8 bits
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------------
@@ -76,43 +77,15 @@ def of_inputs(values: Tensor, lowest: float, largest: float, windows: list[tuple
     cover = float(covers[best])
     if method == "max":
         return Window(cover**2, cover, int(lo[best]), int(hi[best]))
-    errors = _InputErrors(values)
-    coarse = errors.least([cover * 2 ** (-i / 5) for i in range(51)], lo, hi)
-    return min(coarse, errors.least([coarse.scale * 2 ** (i / 40) for i in range(-7, 8)], lo, hi))
+    x = np.sort(values.detach().flatten().double().cpu().numpy())
+    starts = np.arange(0, len(x), max(1, len(x) // GROUPS))
+    share = np.diff(starts, append=len(x)) / len(x)
+    x = np.add.reduceat(x, starts) / (share * len(x))
 
-
-class _InputErrors:
-    """Mean squared errors of many windows at a time: sums over sorted numbers, from which those that a window clips or rounds
-    are differences."""
-
-    GROUPS = 2**14  # of neighbours, each as its mean: 64 for a step of 8 bits
-
-    def __init__(self, values):
-        x = np.sort(values.detach().flatten().double().cpu().numpy())
-        starts = np.arange(0, len(x), max(1, len(x) // self.GROUPS))
-        self.share = np.diff(starts, append=len(x)) / len(x)
-        self.x = np.add.reduceat(x, starts) / (self.share * len(x))
-        self.moments = [_running(self.share * self.x**power) for power in range(3)]
-
-    def least(self, steps, lo, hi):
-        """The `Window` of least error, of those and these steps; the first of equals."""
-        errors = np.stack([self.of(step, lo, hi) for step in steps])
+    def least(steps):  # of equals the first
+        errors = window_errors(x, share, steps, lo, hi)
         step, window = np.unravel_index(errors.argmin(), errors.shape)
         return Window(float(errors[step, window]), float(steps[step]), int(lo[window]), int(hi[window]))
 
-    def of(self, step, lo, hi):
-        """The error of each window (lo, hi), arrays, at one step."""
-        rounding = _running(self.share * (np.rint(self.x / step) * step - self.x) ** 2)
-        first, last = np.searchsorted(self.x, lo * step), np.searchsorted(self.x, hi * step, side="right")
-        clipped = self._distance(0, first, lo * step) + self._distance(last, len(self.x), hi * step)
-        return np.maximum(clipped, 0) + rounding[last] - rounding[first]
-
-    def _distance(self, first, last, bound):
-        """`sum share (x - bound)^2` of the numbers from `first` to before `last`."""
-        ones, x, squares = (moment[last] - moment[first] for moment in self.moments)
-        return squares - 2 * bound * x + bound**2 * ones
-
-
-def _running(values):
-    """Sums of the first 0, 1, 2, ... values."""
-    return np.concatenate([[0.0], np.cumsum(values)])
+    coarse = least(cover * 2 ** (np.arange(0, -51, -1) / 5))
+    return min(coarse, least(coarse.scale * 2 ** (np.arange(-7, 8) / 40)))

@@ -176,7 +176,7 @@ def by_bit(b, value):
     words = ir.VectorType(ir.IntType(64), 8)
     turned = ir.Constant(words, ir.Undefined)
     for i in range(8):
-        top = b.bitcast(b.shl(value, ir.Constant(_V16, [7 - i] * LANES)), ir.VectorType(_I8, 64))  # bits that change bytes are none of these
+        top = b.bitcast(b.shl(value, ir.Constant(_V16, [7 - i] * LANES)), ir.VectorType(_I8, 64))  # bit i of each byte is its sign
         bits = b.bitcast(b.icmp_signed("<", top, ir.Constant(top.type, [0] * 64)), ir.IntType(64))
         turned = b.insert_element(turned, bits, ir.Constant(_I32, i))
     return b.bitcast(turned, _V16)

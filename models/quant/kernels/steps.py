@@ -1,4 +1,4 @@
-"""Steps of least squared error for the weights of each channel, on the CPU: all that are tried go over a channel while it is in cache."""
+"""What quantizers of some steps err, on the CPU: all steps that are tried go over the numbers while these are in cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numba import njit, prange
 from .cache import SOURCES
 from .simd import set_threads
 
-LANES = 128  # sums of a channel, added up at its end: in one order on every processor
+LANES = 128  # sums of a step, added up at its end: in one order on every processor
 
 
 @njit(cache=True, parallel=True)
@@ -47,3 +47,32 @@ def least_error(weights: np.ndarray, first: np.ndarray, m: int, coarse: list[flo
     steps = first.copy()
     _least(weights, np.float32(m), np.array(coarse, np.float32), np.array(fine, np.float32), steps)
     return steps
+
+
+@njit(cache=True, parallel=True)
+def _window_errors(x, share, steps, lo, hi, errors, sources=SOURCES):
+    """See `window_errors`."""
+    for i in prange(len(steps)):
+        step, codes, sums = steps[i], np.empty(LANES), np.zeros((len(lo), LANES))
+        for start in range(0, len(x), LANES):
+            part, of_part = x[start:start + LANES], share[start:start + LANES]
+            for j in range(len(part)):
+                codes[j] = np.rint(part[j] / step)
+            for window in range(len(lo)):
+                low, high, total = lo[window], hi[window], sums[window]
+                for j in range(len(part)):
+                    code = high if codes[j] > high else codes[j]
+                    code = low if code < low else code
+                    error = code * step - part[j]
+                    total[j] += of_part[j] * (error * error)
+        for window in range(len(lo)):
+            errors[i, window] = sums[window].sum()
+
+
+def window_errors(x: np.ndarray, share: np.ndarray, steps: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+    """`sum share (s clip(rint(x / s), lo, hi) - x)^2`, float64 `[steps, windows]`. Args: x, share, float64 `[n]`; steps, float64; lo, hi,
+    of each window."""
+    set_threads()
+    errors = np.empty((len(steps), len(lo)))
+    _window_errors(x, share, steps, lo.astype(np.float64), hi.astype(np.float64), errors)
+    return errors
