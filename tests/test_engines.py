@@ -603,7 +603,7 @@ def test_set_engine_as_a_call_and_as_a_context(monkeypatch):
 
 
 def test_weights_are_prepared_once(monkeypatch):
-    """No weight work for each batch; but again when the weights, alpha, the ranges or the codes change."""
+    """No weight work for each batch, nor for another scale of the same cells; but again when the weights, the ranges or the codes change."""
     reference = engines.load("reference")
     count = []
     monkeypatch.setattr(reference, "prepare", lambda layer: count.append(1) or layer)
@@ -615,12 +615,13 @@ def test_weights_are_prepared_once(monkeypatch):
                lambda: layer.set_ranges([(2.0, -32)] * 4), lambda: layer.set_codes(layer.w_codes() ^ 15)]
     with torch.no_grad():
         before = layer(x)
-        for number, change in enumerate(changes, 1):
+        for number, change in zip((1, 2, 2, 3), changes):
             assert torch.equal(layer(x), before) and len(count) == number
             change()
             after = layer(x)
             assert not torch.equal(after, before)
             before = after
+        assert len(count) == 4
 
 
 def test_unknown_engine_lists_the_known_ones():
