@@ -603,7 +603,7 @@ def test_set_engine_as_a_call_and_as_a_context(monkeypatch):
 
 
 def test_weights_are_prepared_once(monkeypatch):
-    """No weight work for each batch, nor for another scale of the same cells; but again when the weights, the ranges or the codes change."""
+    """No weight work for each batch, nor for another scale of the same cells; but again when weights, ranges or codes change."""
     reference = engines.load("reference")
     count = []
     monkeypatch.setattr(reference, "prepare", lambda layer: count.append(1) or layer)

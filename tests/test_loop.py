@@ -1,5 +1,6 @@
 """engines/cpu/vectors/loop.py: kernels that one loop calls by their address."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from unittest.mock import patch
 import numba
 import numpy as np
 import pytest
+import torch
 
 from models.quant.engines.cpu.vectors import loop
+from models.quant.kernels import simd
 from models.quant.kernels.cache import SOURCES, compiled_once
 from models.quant.engines.cpu.groups.grouped_kernel import Ranges
 from models.quant.engines.cpu.vectors.loop import Kernel, _take, loaded
@@ -142,3 +145,12 @@ def test_who_hangs_and_a_folder_that_is_gone_hold_up_nobody(tmp_path):
     began = time.monotonic()
     with compiled_once(stand_in(tmp_path)), compiled_once(stand_in(tmp_path), patience=0.1), compiled_once(stand_in(tmp_path / "absent")):
         assert time.monotonic() - began < 60  # and not the 120 s that it has where nothing else is said
+
+
+def test_threads_within_threads_have_no_threads():
+    """Numba's start asks OpenMP for them; PyTorch's attention then takes 60 times as long."""
+    omppool = pytest.importorskip("numba.np.ufunc.omppool")
+    simd.set_threads()
+    for user in (omppool, torch._C):
+        levels = getattr(ctypes.CDLL(user.__file__), "omp_get_max_active_levels", None)
+        assert levels is None or levels() == 1

@@ -5,6 +5,8 @@ with it needs no compiler on the user's machine and does not depend on what the 
 Bit-wise operators see 512 independent bits; arithmetic wraps modulo 2^16; `>>` fills with zeros, `sar` with the sign.
 """
 
+import contextlib
+import ctypes
 import functools
 import operator
 
@@ -334,9 +336,21 @@ def aligned(size, like):
     return padded[first:first + size]
 
 
+@functools.cache
+def _one_level_of_threads() -> None:
+    """Take back what Numba asks of OpenMP when it starts its threads, `omp_set_nested`: that threads within threads have threads of their
+    own. PyTorch's attention multiplies small matrices within its threads, and took 60 times as long."""
+    numba.get_num_threads()  # which starts them
+    with contextlib.suppress(ImportError, OSError, AttributeError):  # no OpenMP here, or one that does not know it
+        from numba.np.ufunc import omppool
+        for user in (omppool, torch._C):  # each may have a library of its own
+            ctypes.CDLL(user.__file__).omp_set_max_active_levels(1)
+
+
 def set_threads() -> None:
     """Give Numba as many threads as PyTorch uses."""
     threads = torch.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    _one_level_of_threads()
     if torch.get_num_threads() != threads:  # Numba's first call sets the number for all users of the same OpenMP library
         torch.set_num_threads(threads)
