@@ -49,12 +49,6 @@ def test_groups_may_have_equals_signs(flag, before, group, bits, tmp_path):
         assert [each.spec.adc_bits for each in settings.settings[before:]] == [*bits, 8] and settings.limit == 7
 
 
-@pytest.mark.parametrize("given, bits", [([], [8, 5, 3]), (["--adc_bits", "4"], [4, 3])])
-def test_more_settings_come_behind_a_table(given, bits):
-    settings, _ = eval_settings.parse(["--resume", str(NETWORK), "--table", "--adc_bits 8 5", "--also", "--adc_bits 3", *given])
-    assert [each.spec.adc_bits for each in settings.settings] == bits
-
-
 def test_groups_of_a_file_stay_groups(tmp_path):
     """What a run writes for --config means what it was given."""
     Path(tmp_path, "flags.json").write_text(json.dumps({"also": ["--cell_bits=2", "--adc_bits=4"]}))

@@ -135,12 +135,12 @@ def _network_of_others(given: Mapping[str, Any], config: Mapping[str, Any], sour
 def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Iterable[str] = (), table: Iterable[str] = (),
                  calibration: Calibration = USUAL, of_chips: Mapping[str, int] = MappingProxyType({}),
                  known: Mapping[str, Device] = MappingProxyType({})) -> tuple[Setting, ...]:
-    """The settings of the hardware flags `rows`, or those of the groups `table` where none is given, and of the groups `also`.
+    """The settings of the hardware flags `rows` and of the groups `also`; where neither is given, those of the groups `table`.
     Equal ones appear once. Args: of_chips, how many each setting with a device has, and their seeds (`chips.OF_RUN`); known, devices that
     were read already, among which those of `rows` have their names."""
     parser = ArgumentParser(kind="hardware flag", prog="eval.py", add_help=False)
     add_hardware(parser)
-    by_table = table and not rows
+    by_table = table and not rows and not also
     groups = [] if by_table else [rows]
     for name, texts in (("table", table if by_table else ()), ("also", also)):
         for text in texts:
