@@ -1,6 +1,5 @@
 """The devices that come with the package: one JSON file each in `data`, see the README there."""
 
-import csv
 import functools
 import json
 import math
@@ -67,17 +66,14 @@ def _decades(name: str, data: dict[str, Any]) -> Law:
 
 
 def _table(name: str, data: dict[str, Any]) -> Law:
-    rows = {}
-    with open(FOLDER / data["file"], encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            target, time, temp, mean, std = (float(row[key]) for key in ("target_uS", "time_s", "temp_C", "mean_uS", "std_uS"))
-            if temp not in data["without_temps_C"]:
-                rows.setdefault(temp, {}).setdefault(time, {})[target] = mean, std
+    rows = np.loadtxt(FOLDER / data["file"], delimiter=",", skiprows=1, usecols=range(5))
+    target, time, temp, mean, std = rows[np.lexsort(rows.T[:3])].T  # by temperature, then time, then target
     series = []
-    for temp, by_time in sorted(rows.items()):
-        times, targets = tuple(sorted(by_time)), sorted(next(iter(by_time.values())))
-        values = np.array([[by_time[time][target] for target in targets] for time in times])
-        series.append(Series(temp, times, np.array(targets), values[..., 0], values[..., 1]))
+    for each in sorted({*temp.tolist()} - {*data["without_temps_C"]}):
+        here = temp == each
+        times, targets = np.unique(time[here]), np.unique(target[here])
+        means, stds = (values[here].reshape(len(times), len(targets)) for values in (mean, std))
+        series.append(Series(each, tuple(times.tolist()), targets, means, stds))
     return Table(name, series)
 
 
