@@ -182,13 +182,10 @@ def _cells(done: Events, technology: Technology, device: Device | None) -> float
 
 
 def _energy(ends: _Ends, name: str, cells: float, interval: Band) -> dict[str, Band]:
-    found = {"cells": Band(cells, cells, cells)}
-    for part, components in ENERGY.items():
-        if part == "leakage":
-            found[part] = Band(*(power * time for power, time in zip(ends.of("leakage", name), interval)))
-        elif components:
-            found[part] = sum((ends.of(component, name).scaled(1 / ends.images) for component in components), NOTHING)
-    return found
+    found = {part: sum((ends.of(component, name).scaled(1 / ends.images) for component in components), NOTHING)
+             for part, components in ENERGY.items()}
+    leakage = Band(*(power * time for power, time in zip(ends.of("leakage", name), interval)))
+    return found | {"cells": Band(cells, cells, cells), "leakage": leakage}
 
 
 def _area(ends: _Ends, name: str, layer: CrossbarLayer, technology: Technology) -> dict[str, Band]:
