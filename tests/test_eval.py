@@ -52,7 +52,7 @@ def scene(monkeypatch, tmp_path):
     """Small networks, and an empty folder to work in."""
     for name, config in SMALL.items():
         monkeypatch.setitem(vgg.CONFIGS, name, config)
-    monkeypatch.setattr(engines, "_announced", set())
+    engines.announce.cache_clear()
     monkeypatch.chdir(tmp_path)
 
 

@@ -34,7 +34,7 @@ All of this is exact, so engines agree bit for bit. Integers are int32, or int64
 from __future__ import annotations
 
 import contextvars
-import importlib
+import functools
 import importlib.util
 import itertools
 import logging
@@ -143,15 +143,10 @@ def name_of(module: ModuleType) -> str:
     return next(name for name, engine in ENGINES.items() if module.__name__ == engine.path)
 
 
-_announced = set()
-
-
+@functools.cache
 def announce(module: ModuleType, reason: str) -> None:
     """Log which engine was chosen and why, each such line once: the layers of a network mostly have the same."""
-    line = f"engine {name_of(module)}: {reason}"
-    if line not in _announced:
-        _announced.add(line)
-        log.info(line)
+    log.info(f"engine {name_of(module)}: {reason}")
 
 
 def value(layer: MappedLayer) -> list[float]:
