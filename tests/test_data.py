@@ -379,11 +379,11 @@ def test_files_that_cannot_be_read_are_named(tree):
 def test_a_folder_that_is_mistyped_is_not_left_behind(tmp_path, monkeypatch):
     import torchvision
 
-    def fail(root, train, download):
+    def fail(self, root, train, download):
         os.makedirs(root)
         raise RuntimeError("no network")
 
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "__init__", fail)
     with pytest.raises(UserError, match="could not be downloaded"):
         datasets.load("cifar10", tmp_path / "typo")
     assert not (tmp_path / "typo").exists()
@@ -509,7 +509,7 @@ def test_cifar_offline_says_what_to_put_where(name, archive, tmp_path, monkeypat
     def offline(*_, **__):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(torchvision.datasets, name.upper(), offline)
+    monkeypatch.setattr(getattr(torchvision.datasets, name.upper()), "__init__", offline)
     with pytest.raises(UserError, match=archive) as error:
         datasets.load(name, tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

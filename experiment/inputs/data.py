@@ -327,10 +327,7 @@ def _digits() -> Dataset:
 def _cifar(name: str, data_path: str | Path) -> Dataset:
     from torchvision import datasets as torchvision_datasets
 
-    kind, archive, folder = {
-        "cifar10": (torchvision_datasets.CIFAR10, "cifar-10-python.tar.gz", "cifar-10-batches-py"),
-        "cifar100": (torchvision_datasets.CIFAR100, "cifar-100-python.tar.gz", "cifar-100-python"),
-    }[name]
+    kind = {"cifar10": torchvision_datasets.CIFAR10, "cifar100": torchvision_datasets.CIFAR100}[name]
     new = not Path(data_path).exists()
     try:
         train, test = (kind(data_path, train=train, download=True) for train in (True, False))
@@ -339,8 +336,8 @@ def _cifar(name: str, data_path: str | Path) -> Dataset:
             with contextlib.suppress(OSError):  # torchvision makes it before it has anything to put there
                 Path(data_path).rmdir()
         raise UserError(
-            f"{name} is not in {data_path} and could not be downloaded ({one_line(error)[:120]}): put {archive} from "
-            f"https://www.cs.toronto.edu/~kriz/cifar.html, or the unpacked {folder}, there"
+            f"{name} is not in {data_path} and could not be downloaded ({one_line(error)[:120]}): put {kind.filename} from "
+            f"https://www.cs.toronto.edu/~kriz/cifar.html, or the unpacked {kind.base_folder}, there"
         ) from error
 
     def tensors(split):  # torchvision keeps [N, 32, 32, 3]
