@@ -62,11 +62,8 @@ class Streamed:
         what = "a picture in memory" if isinstance(source, np.ndarray) else source
         # A damaged file can make PIL raise nearly anything, and the transform may be the user's.
         with user_error(lambda error: f"cannot read {what}: {one_line(error)}", Exception):
-            if isinstance(source, np.ndarray):
-                found = self.transform(Image.fromarray(source))
-            else:
-                with Image.open(source) as image:
-                    found = self.transform(in_rgb(image))
+            with Image.fromarray(source) if isinstance(source, np.ndarray) else Image.open(source) as image:
+                found = self.transform(in_rgb(image))
         if not isinstance(found, torch.Tensor) or not found.is_floating_point():
             what = f"a tensor of {found.dtype}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
             raise UserError(f"the transform gives {what}; a float tensor [channels, height, width] is expected")
