@@ -88,7 +88,7 @@ class AdcRanges:
         layers = self.layers(setting) or {}
         for name, layer in on_adcs(network):
             found: Mapping[str, Any] | None = layers.get(name)
-            step = _input_step(layer)
+            step = layer.act_quant.step.item()
             reads = step, layer.encoding if hasattr(layer, "encoding") else None
             kept = found and (found.get("input_step", step), found.get("inputs", reads[1]))
             if kept != reads or found["sha256"] != quant.sha256(layer.w_codes().cpu()):
@@ -123,12 +123,11 @@ class AdcRanges:
 def _check(entry: dict[str, Any]) -> None:
     """Bring an entry into the form that it has here. Raises: many kinds of errors for what is none."""
     for layer in entry["layers"].values():
+        depth = 1
         if "bits" in layer:
-            kinds = np.ndim(layer["bits"])
-            layer["bits"] = _each(layer["bits"], kinds, _whole)
-            layer["ranges"] = _each(layer["ranges"], kinds, _range)
-        else:
-            layer["ranges"] = _each(layer["ranges"], 1, _range)
+            depth = np.ndim(layer["bits"])
+            layer["bits"] = _each(layer["bits"], depth, _whole)
+        layer["ranges"] = _each(layer["ranges"], depth, _range)
         layer["sha256"]
         for name in (CORRECTION if CORRECTION & layer.keys() else set()) | (SCALES & layer.keys()):
             layer[name] = [float(value) for value in layer[name]]
@@ -162,13 +161,14 @@ def entry_of(network: nn.Module, setting: Setting, calib_images: int, sha256: Ma
     layers = {}
     for name, layer in on_adcs(network):
         ranges = torch.stack([layer.adc_delta, layer.adc_q_min.double()], dim=-1).tolist()
-        layers[name] = {"sha256": sha256[name], "input_step": _input_step(layer), "ranges": ranges}
+        layers[name] = {"sha256": sha256[name], "input_step": layer.act_quant.step.item(), "ranges": ranges}
         if hasattr(layer, "encoding"):
             layers[name]["inputs"] = layer.encoding
         if layer.spec.planned:
             layers[name]["bits"] = layer.adc_bits_plan.tolist()
         if rule.correct == "channel":
-            values = {"gain": layer.adc_gain, "offset": layer.adc_offset, **_scales(layer)}
+            scale, bias = layer.scale_and_offset()
+            values = {"gain": layer.adc_gain, "offset": layer.adc_offset, "scale": scale, "bias": bias}
             layers[name] |= {key: [float(f"{x:.9g}") for x in each.tolist()] for key, each in values.items()}  # which tell float32 apart
     return entry | {"layers": layers}
 
@@ -228,20 +228,12 @@ class RangesOfRun:
             found.merge_into(self.path)
 
 
-def _input_step(layer: nn.Module) -> float:
-    return layer.act_quant.step.item()
-
-
-def _scales(layer: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(zip(("scale", "bias"), layer.scale_and_offset()))
-
-
 def _corrects(found: Mapping[str, Any], layer: nn.Module) -> bool:
     """Whether an entry's correction, if it has one, is of outputs like this layer's: processors differ by less than a thousandth, and a
     bias by less than one unit of the sums. Raises: KeyError, ValueError for an entry of no layer like this."""
     if "scale" not in found or "gain" not in found:
         return True
-    scale, bias = (values.cpu().numpy() for values in _scales(layer).values())
+    scale, bias = (values.cpu().numpy() for values in layer.scale_and_offset())
     return np.allclose(found["scale"], scale, 1e-3, 0) and np.allclose(found["bias"], bias, 1e-3, np.abs(scale))
 
 
