@@ -100,8 +100,8 @@ class Limit:
     """The limit of one case.
 
     Args: parts, the bench's blocks of images; pool, which measures; log, which is told of each look; start, sides, see `LastKept`.
-    Attributes: software, its value of the metric; of_all, how many images there are, of which --limit takes a part; settings, the first
-        and the last; drawn, whether it has chips; chips, the most; found, what the tests found.
+    Attributes: software, its value of the metric; settings, the first and the last; drawn, whether it has chips; chips, the most; found,
+        what the tests found.
     """
 
     def __init__(self, case: Case, parts: Sequence[Bench], pool: Pool, log: logging.Logger | None, start: int | None = None,
@@ -116,16 +116,11 @@ class Limit:
         self.mean = self.baseline[:, 0].sum() / self.baseline[:, 1].sum()
         self.software = self.metric.value(self.mean)
         self.ends = [*itertools.accumulate(part.shown.batches.count for part in parts)]
-        self.of_all = parts[0].shown.of_all
-        self.found = self._find(start, sides)
-
-    def _find(self, start: int | None, sides: bool) -> LastKept:
-        beside = abs(self.case.bound.at(self.software) - self.software)
+        beside = abs(case.bound.at(self.software) - self.software)
         least = max(0.0, beside * (100 - beside)) if self.metric.scale.unit == "%" else 0.0
-        looks = looks_of(self.ends, self.chips)
-        say = self._say if self.log else lambda seen: None
-        return LastKept(len(self.case.span.values), looks, self.of_all, ERROR, self._observe, self._holds, least, say, start,
-                        sides).find()
+        of_all = parts[0].shown.of_all  # of which --limit takes a part
+        self.found = LastKept(len(case.span.values), looks_of(self.ends, self.chips), of_all, ERROR, self._observe, self._holds, least,
+                              self._say if log else lambda seen: None, start, sides).find()
 
     def _measure(self, settings: Mapping[Bench, Iterable[Setting | None]]) -> None:
         """Measure what is missing."""
@@ -192,7 +187,7 @@ def chips_text(count: int) -> str:
     return f"{count} chips" if count > 1 else "one chip" if count else "ideal cells"
 
 
-def find_limits(bench: Bench, parts: Sequence[Bench], pool: Pool, log: logging.Logger) -> list[Limit]:
+def find_limits(bench: Bench, parts: Sequence[Bench], pool: Pool, log: logging.Logger) -> None:
     """Find all limits that are asked for, and write limits.csv and limits.json."""
     limits: list[Limit] = []
     for case in cases_of(bench):
@@ -200,7 +195,6 @@ def find_limits(bench: Bench, parts: Sequence[Bench], pool: Pool, log: logging.L
         write_rows(bench.folder / "limits", [limit.row() for limit in limits])
     log.info("\n" + limits_table(limits, bench.looked_at))
     log.info(f"limits: {bench.folder / 'limits.csv'}, {bench.folder / 'limits.json'}")
-    return limits
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
