@@ -168,19 +168,6 @@ def time_chips(times, net):
                 times.add(f"numba, {cell_bits}-bit {title}", ms, float_ms)
 
 
-def sections(times, share, memory, resume, shown):
-    """The text of the results."""
-    return [
-        f"VGG7 on 32x32 images ({shown}), {W_BITS}-bit weights and activations, 128 rows, {ADC_BITS}-bit ADC, whole network, batch "
-        f"{len(times.batch)}, {'weights of ' + resume if resume else 'random weights'}; {100 * share:.1f} % of the "
-        f"input bits are one. Median of {times.repeats} runs after a warm-up, "
-        "in turns with the plain network.",
-        markdown_table(["what", "ms an image", "ratio to float32", "G reads/s"], times.rows),
-        markdown_table(["peak memory, batch 256", "MiB", "ratio"],
-                       [[kind, f"{mib:.0f}", f"{mib / memory['plain']:.2f}"] for kind, mib in memory.items()]),
-    ]
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = parser_of(__doc__, repeats=7)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -204,8 +191,13 @@ def main(argv: list[str] | None = None) -> None:
         time_chips(times, net)
     memory = {kind: peak_memory(kind) for kind in ("plain", "crossbar")}
     shown = "images of a folder" if args.data_path else "digits"
-    write_results("engines", "Crossbar engines", sections(times, share, memory, args.resume, shown),
-                  times.numbers | {"ones_share": share, "peak_memory_mib": memory})
+    sections = [f"VGG7 on 32x32 images ({shown}), {W_BITS}-bit weights and activations, 128 rows, {ADC_BITS}-bit ADC, whole network, batch "
+                f"{len(batch)}, {'weights of ' + args.resume if args.resume else 'random weights'}; {100 * share:.1f} % of the input bits "
+                f"are one. Median of {args.repeats} runs after a warm-up, in turns with the plain network.",
+                markdown_table(["what", "ms an image", "ratio to float32", "G reads/s"], times.rows),
+                markdown_table(["peak memory, batch 256", "MiB", "ratio"],
+                               [[kind, f"{mib:.0f}", f"{mib / memory['plain']:.2f}"] for kind, mib in memory.items()])]
+    write_results("engines", "Crossbar engines", sections, times.numbers | {"ones_share": share, "peak_memory_mib": memory})
 
 
 if __name__ == "__main__":
