@@ -888,8 +888,10 @@ def test_no_product_with_a_weight_stays_digital_unsaid(product, what):
     assert report.digital == {"w": "skipped"} and report.digital_multiplications >= 30
 
 
-def test_a_product_that_is_written_nowhere_else_is_one():
-    net = Of(lambda s, x: torch.mm(x, s.w.t(), out=None), w=nn.Parameter(seeded((6, 5))))
+@pytest.mark.parametrize("product", [
+    lambda x, w: torch.mm(x, w.t(), out=None), lambda x, w: x @ torch.mm(torch.eye(5), w.t(), out=None)], ids=["input", "weights"])
+def test_a_product_that_is_written_nowhere_else_is_one(product):
+    net = Of(lambda s, x: product(x, s.w), w=nn.Parameter(seeded((6, 5))))
     assert len(crossbar_layers(convert(net, W8A8, seeded((7, 5))))) == 1
 
 

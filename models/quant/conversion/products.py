@@ -174,12 +174,15 @@ class Operands:
 
 
 def operands(func: Callable, args: tuple, kwargs: dict, fits: Callable[[Operands], bool]) -> Operands | None:
-    """The parts of one call of a function in `PRODUCTS`, read so that they fit; of a product of two matrices each may be the weight. None
-    where they do not, and where the result is written to a tensor that the call has (`out`)."""
-    if kwargs.get("out") is not None:
-        return None
-    kwargs = {name: value for name, value in kwargs.items() if name != "out"}
-    return next((each for each in PRODUCTS[func](*args, **kwargs) if fits(each)), None)
+    """The parts of one call of a function in `PRODUCTS`, read so that they fit, else None."""
+    return next((each for each in readings(func, args, kwargs) if fits(each)), None)
+
+
+def readings(func: Callable, args: tuple, kwargs: dict) -> list[Operands]:
+    """All ways to read one call of a function in `PRODUCTS`: of a product of two matrices each may be the weight. None where the result is
+    written to a tensor that the call has (`out`)."""
+    kwargs = dict(kwargs)
+    return [] if kwargs.pop("out", None) is not None else PRODUCTS[func](*args, **kwargs)
 
 
 def _linear(input, weight, bias=None):  # noqa: A002  PyTorch's names, which calls may use

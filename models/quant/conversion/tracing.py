@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..layers.batches import Batch, called, copied
 from .binding import step
-from .products import ADDED_TO, BETWEEN_ACTIVATIONS, CONVOLUTIONS, OTHERS, PRODUCTS, Form, name_of, operands
+from .products import ADDED_TO, BETWEEN_ACTIVATIONS, CONVOLUTIONS, OTHERS, PRODUCTS, Form, name_of, operands, readings
 
 SAMPLE = 2**14  # values of one call that are kept of a product's input
 UNREGISTERED = "a product with a parameter that no module of the network holds (give modules in a list to nn.ModuleList)"
@@ -240,7 +240,7 @@ class _Watcher(TorchFunctionMode):
 
     def _constant(self, func, args, kwargs):
         """[(product, (parameter, path, form) of its weight)] of all ways to read a product of what follows from weights and buffers."""
-        every = PRODUCTS[func](*args, **kwargs) if func in PRODUCTS and kwargs.get("out") is None else []
+        every = readings(func, args, kwargs) if func in PRODUCTS else []
         return [(each, (*self.origin[id(each.weight)][:2], each.form)) for each in every if id(each.weight) in self.origin]
 
     def others(self, names, what, x):
