@@ -211,13 +211,9 @@ def _drawn(layer, sets):
         if most - least >= 2**16:
             return None
         both = tables_of(cells, sets, SHORT_ROWS, np.uint16).ravel()
-    rows, patterns = layer.cells.reference.cpu().numpy(), np.arange(2**SHORT_ROWS)[:, None] >> np.arange(SHORT_ROWS) & 1
-    each = np.zeros((groups, slices, len(sets.rows), SHORT_ROWS), np.int32)
-    for number, (first, end) in enumerate(sets.rows if readout.curve else ()):
-        each[:, :, number, :end - first] = rows[:, :, first:end].swapaxes(0, 1)
+    references = tables_of(layer.cells.reference.cpu().numpy()[..., None], sets, SHORT_ROWS, np.int32)[:, 0]
     return Drawn(np.stack([deviation, ROUNDER - ROUNDER * deviation], axis=3), drawn, signed(readout.seed),
-                 *gains_and_offsets(layer, out), *curve_and_current(layer), np.ascontiguousarray((each @ patterns.T).astype(np.int32)),
-                 both, least)
+                 *gains_and_offsets(layer, out), *curve_and_current(layer), references, both, least)
 
 
 def _largest_sum(layer):
@@ -305,7 +301,7 @@ def tables_of(weights, sets, most, dtype):
     padded = np.zeros((slices, groups, len(sets.rows), most, out), np.int32)
     for number, (first, end) in enumerate(sets.rows):
         padded[:, :, number, :end - first] = weights[:, :, first:end]
-    tables = aligned(groups * out * slices * len(sets.rows) * TABLE // np.dtype(dtype).itemsize, np.empty(0, dtype))
+    tables = aligned(groups * out * slices * len(sets.rows) * 2**most, np.empty(0, dtype))
     tables = tables.reshape(groups, out, slices, len(sets.rows), 2**most)
     tables[..., 0] = 0
     for bit in range(most):  # of patterns with this bit as the highest: those without it, and what its row adds
