@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections import namedtuple
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -80,15 +79,12 @@ PixelLayout = namedtuple("PixelLayout", """
     windows noise drawn seed gains offsets curve current references both least trees tree_of code_values factors worth""")
 
 
-@dataclass(frozen=True)
-class Sets:
-    """Sets of rows of one tap: `rows` of the layer, range of `interval`, tap (down, right), and the first of each array."""
-
-    rows: list[tuple[int, int]]
-    interval: list[int]
-    taps: list[tuple[int, int]]
-    start: list[int]
-    intervals: list[tuple[int, int]]
+# Sets of rows of one tap.
+# rows        of each set: (first, end) in the layer
+# interval    that of its channels, by its number in `intervals`; taps: (down, right)
+# start       first set of each array, and the end of the last
+# intervals   (first, end) of channels, each once
+Sets = namedtuple("Sets", "rows interval taps start intervals")
 
 
 def sets_of(layer: MappedLayer, most: int) -> Sets:
