@@ -127,7 +127,7 @@ def static_adc(layer: MappedLayer, relative: bool = True) -> tuple[Adc, IntegerC
 def static_form(low: int, high: int, unit: float, converter: Converter) -> StaticForm | None:
     """The fixed-point form of a static ADC for reads low..high, or None."""
     u, codes = np.arange(low, high + 1), converter.table(low, high, unit)
-    silent = _or_beyond(u[codes == 0], low, high)  # one range, which has the read 0
+    silent = or_beyond(u[codes == 0], low, high)  # one range, which has the read 0
     if converter.bits == 0:
         return StaticForm((0,) * LOW, (0, 0), 0, silent)
     # Beyond [first, last] all codes are the lowest or the highest: reads that 16 bits do not hold are clipped to it
@@ -144,7 +144,7 @@ def static_form(low: int, high: int, unit: float, converter: Converter) -> Stati
     return None
 
 
-def _or_beyond(part, low, high):
+def or_beyond(part: np.ndarray, low: int, high: int) -> tuple[int, int]:
     """The ends of a part of the reads low..high; an end of `ALL` where no read lies beyond, so that it limits no other slice."""
     return ALL[0] if part[0] == low else int(part[0]), ALL[1] if part[-1] == high else int(part[-1])
 
@@ -163,7 +163,7 @@ def _relative(layer, table):
         if not np.array_equal(codes, (u // s).clip(converter.q_min, converter.q_max)):
             return table, None
         taken = max(taken, int(np.abs(codes - u // s).max()))
-        exact.append(_or_beyond(u[codes == u // s], low, high))
+        exact.append(or_beyond(u[codes == u // s], low, high))
     # `u = 2 P - 2 r_k n` adds up to `sum A (2 W - L)`, its half to `sum A (W - L / 2)`, `u = P` to `sum A W`.
     analog = spec.reference == "analog"
     convolution = IntegerConvolution(layer, 2 // s, layer.zero_twice // s) if analog else IntegerConvolution(layer, 1, 0)

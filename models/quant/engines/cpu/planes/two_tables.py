@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from ....arrays.mapping import MappedLayer
-from ....kernels.simd import aligned, has_byte_tables
+from ....kernels.simd import has_byte_tables
 from ... import accumulator_dtype
 from ..whole.choice import TABLES, may
-from .converter import ALL, Adc, fits, most_ones_of_table, no_adc, reads_of_table
+from .converter import Adc, fits, most_ones_of_table, no_adc, or_beyond, reads_of_table
 
 
 class TwoTables(NamedTuple):
@@ -38,19 +38,15 @@ def two_tables(layer: MappedLayer) -> TwoTables | None:
     found = [_values(layer, k) for k in slices]
     if None in found:
         return None
-    scale = max(int(np.gcd.reduce(np.concatenate([values.ravel() for values, _, _ in found]))), 1)
-    low, high, quiet = [], [], []
-    for values, _, silent in found:
-        values = values // scale
-        low.append((values + 128) % 256 - 128)
-        high.append((values - low[-1]) // 256)
-        quiet.append(silent)
-    if np.abs(2 * np.array(high) + 1).max() > 255 or 128 * len(layer.arrays) >= 2**15:
+    values, zeros, quiet = zip(*found)
+    scale = max(int(np.gcd.reduce(values, axis=None)), 1)
+    values = np.array(values) // scale
+    low = (values + 128) % 256 - 128
+    high = (values - low) // 256
+    if np.abs(2 * high + 1).max() > 255 or 128 * len(layer.arrays) >= 2**15:
         return None
-    constant = np.zeros(len(layer.delta_groups), np.int64)
     place = sum(1 << spec.dac_bits * z for z in range(len(spec.digit_bits))) * len(layer.arrays)
-    for step, (_, ks) in enumerate(layer.delta_groups):
-        constant[step] = sum((found[k][1] << spec.cell_bits * k) * place for k in ks)
+    constant = np.array([place * sum(zeros[k] << spec.cell_bits * k for k in ks) for _, ks in layer.delta_groups], np.int64)
     return TwoTables(*(_adc(layer, tables, np.array(quiet)) for tables in (low, high)), scale, constant)
 
 
@@ -69,13 +65,12 @@ def _values(layer, k):
     if layer.most_ones(-1) > most_ones_of_table(beyond, layer.reference_twice[k], analog, 2 ** spec.slice_bits[k] - 1):
         return None
     u = np.arange(first, last + 1)
-    silent = u[value(u) == zero]
-    return table, zero, (ALL[0] if silent[0] == first else silent[0], ALL[1] if silent[-1] == last else silent[-1])
+    return table, zero, or_beyond(u[value(u) == zero], first, last)
 
 
 def _adc(layer, tables, quiet):
-    adc, digits = no_adc(layer), len(layer.spec.digit_bits)
-    codes = aligned(digits * len(tables) * 256, np.empty(0, np.int8)).reshape(digits, len(tables), 2, 128)
-    codes[:] = np.array(tables)
-    both = np.broadcast_to([quiet[:, 0].max(), quiet[:, 1].min()], (digits, 2))
-    return adc._replace(codes=codes.reshape(-1, 2, 128), table_ones=np.full(digits, 2**31), quiet=both.astype(np.int64))
+    adc = no_adc(layer)
+    adc.codes.reshape(-1, *tables.shape)[:] = tables  # for each digit
+    adc.table_ones[:] = 2**31
+    adc.quiet[:] = quiet[:, 0].max(), quiet[:, 1].min()
+    return adc
