@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import memset, raw_memcpy, voidptr_t
 
 from ....arrays.mapping import MappedLayer
 from ....kernels.inner import inlined
@@ -59,17 +60,13 @@ def tiles(cells: np.ndarray, bits: int) -> np.ndarray:
 @operation(types.void, types.intp, types.intp)
 def _clear(b, address, size):
     """Set `size` bytes to 0."""
-    pointer = b.inttoptr(address, ir.PointerType(_BYTE))
-    fill = b.module.declare_intrinsic("llvm.memset", [pointer.type, size.type])
-    b.call(fill, [pointer, ir.Constant(_BYTE, 0), size, ir.Constant(ir.IntType(1), 0)])
+    memset(b, b.inttoptr(address, voidptr_t), size, 0)
 
 
 @operation(types.void, types.intp, types.intp, types.intp)
 def _copy(b, target, source, size):
     """Copy `size` bytes between addresses."""
-    pointers = [b.inttoptr(address, ir.PointerType(_BYTE)) for address in (target, source)]
-    move = b.module.declare_intrinsic("llvm.memcpy", [pointers[0].type, pointers[1].type, size.type])
-    b.call(move, [*pointers, size, ir.Constant(ir.IntType(1), 0)])
+    raw_memcpy(b, b.inttoptr(target, voidptr_t), b.inttoptr(source, voidptr_t), size, 1)
 
 
 @operation(types.void, *[types.intp] * 5)
