@@ -216,35 +216,31 @@ class _OfTable(cells.Prepared):
         self._ideal = layer
 
     @functools.cached_property
-    def _tables(self):
-        return two_tables(self._ideal)
-
-    @functools.cached_property
-    def _reads(self):
-        return _Reads(self._ideal, None, None)
+    def _planes(self):
+        tables = two_tables(self._ideal)
+        return None if tables is None else _Planes(self._ideal, tables)
 
     def apart(self, a_codes):
-        return super().apart(a_codes) if self._tables is None else _Planes(self)
+        return self._planes or super().apart(a_codes)
 
     def histogram(self, a_codes):
         return super().histogram(a_codes, self._ideal.bins)
 
 
 class _Planes:
-    """Those two passes. Args: prepared, an `_OfTable`."""
+    """Those two passes. Args: tables, of `two_tables`."""
 
     name = "bit planes, twice: bytes of a table"
 
-    def __init__(self, prepared):
-        self.prepared = prepared
+    def __init__(self, layer, tables):
+        self.tables, self.reads = tables, _Reads(layer, None, None)
 
     def simulate(self, a_codes):
         """Accumulators."""
-        layer, tables, reads = self.prepared.layer, self.prepared._tables, self.prepared._reads
-        low, high = (room_for_results(layer, a_codes, reads.shape.steps, torch.int32, {}) for _ in range(2))
-        for adc, out in ((tables.low, low), (tables.high, high)):
-            reads.run(adc, a_codes, STATIC, out=out.numpy())
-        return low.add_(high, alpha=256).mul_(tables.scale).add_(torch.from_numpy(tables.constant).int().view(-1, 1, 1, 1, 1))
+        low, high = (room_for_results(self.reads.layer, a_codes, self.reads.shape.steps, torch.int32, {}) for _ in range(2))
+        for adc, out in ((self.tables.low, low), (self.tables.high, high)):
+            self.reads.run(adc, a_codes, STATIC, out=out.numpy())
+        return low.add_(high, alpha=256).mul_(self.tables.scale).add_(torch.from_numpy(self.tables.constant).int().view(-1, 1, 1, 1, 1))
 
 
 def _on_grid(layer):
