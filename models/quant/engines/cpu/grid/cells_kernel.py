@@ -307,7 +307,8 @@ def _count_values(shape, at, place, op):
 @inner
 def _new_buffers(shape, pixels, n_intervals, width, op):
     """`Buffers` for lists of so many input pixels and so many channel intervals, and a strip of so many pixels."""
-    places, reads = pixels * shape.input_bits, _up_to_vectors(width * shape.digits)
+    places = pixels * shape.input_bits
+    reads = (width * shape.digits + WIDE - 1) // WIDE * WIDE  # up to whole vectors
     sums = width * shape.steps * shape.slice_vectors * LANES
     broad = op == STATIC_BROAD or op == DYNAMIC or op == COMPARED
     narrow_sums, broad_sums = 0 if broad else sums, sums if broad else 0
@@ -327,12 +328,6 @@ def _new_buffers(shape, pixels, n_intervals, width, op):
         row_of_reads=np.empty(WIDE, np.int32),
         waiting=np.zeros(runs, np.int64), read_scale=np.zeros(runs * TURNED, np.int16), read_sums=np.zeros(runs * TURNED, np.int64),
         turned=aligned(blocks * BLOCK, np.empty(0, np.int16)))
-
-
-@inlined
-def _up_to_vectors(reads):
-    """So many reads and those that fill the last vector of 64."""
-    return (reads + WIDE - 1) // WIDE * WIDE
 
 
 @inner
