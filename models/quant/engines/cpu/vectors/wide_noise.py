@@ -33,7 +33,7 @@ def mixed(key, number):
 
 
 def _all(vector, value):
-    return ir.Constant(vector, [value if vector.element == _F32 else value & 0xFFFFFFFF] * vector.count)
+    return ir.Constant(vector, [value if vector.element == _F32 else value & (1 << vector.element.width) - 1] * vector.count)
 
 
 def _signed_sums(b, x):
@@ -113,19 +113,13 @@ def put_keys(b, images, counters, number, low, high):
     """Of 64 reads what noise takes of their keys, `mixed(image key, counter + number)`: the lower halves to the int32 at address `low`, and
     of the upper ones h `h ^ h >> 13` to those at `high`: x ^ h, xor that without its last 13 bits, is x ^ x >> 13 ^ this. Args: images,
     counters: where those of each read stand, 64 bits each."""
-    def constant(value):
-        return ir.Constant(_KEYS, [value] * WIDE)
-
-    def loaded(address):
-        return b.load(_pointer(b, address, ir.Constant(address.type, 0), _KEYS.element, WIDE), align=8, typ=_KEYS)
-
-    x = b.mul(b.add(loaded(counters), _broadcast(b, number, _KEYS)), constant(GOLDEN))
-    x = b.add(b.add(x, loaded(images)), constant(GOLDEN))
-    x = b.mul(b.xor(x, b.lshr(x, constant(30))), constant(MIX_3))
-    x = b.mul(b.xor(x, b.lshr(x, constant(27))), constant(MIX_4))
-    x = b.xor(x, b.lshr(x, constant(31)))
-    upper = b.lshr(x, constant(32))
-    for part, address in ((x, low), (b.xor(upper, b.lshr(upper, constant(13))), high)):
+    x = b.mul(b.add(_at(b, counters, _KEYS), _broadcast(b, number, _KEYS)), _all(_KEYS, GOLDEN))
+    x = b.add(b.add(x, _at(b, images, _KEYS)), _all(_KEYS, GOLDEN))
+    x = b.mul(b.xor(x, b.lshr(x, _all(_KEYS, 30))), _all(_KEYS, MIX_3))
+    x = b.mul(b.xor(x, b.lshr(x, _all(_KEYS, 27))), _all(_KEYS, MIX_4))
+    x = b.xor(x, b.lshr(x, _all(_KEYS, 31)))
+    upper = b.lshr(x, _all(_KEYS, 32))
+    for part, address in ((x, low), (b.xor(upper, b.lshr(upper, _all(_KEYS, 13))), high)):
         b.store(b.trunc(part, _INTS), _pointer(b, address, ir.Constant(address.type, 0), _I32, WIDE), align=4)
 
 
