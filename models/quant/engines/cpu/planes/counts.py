@@ -70,10 +70,10 @@ def count(shape, at, read, block):
     bit, bit_end = int64_at(at.digit_start, read.digit), int64_at(at.digit_start, read.digit + 1)
     single = bit_end - bit == 1 and shape.passes == 1  # all is one sum: planes 0 to 6 start in registers
     if not single:
-        _clear_planes(at, 0, 7)
-    _clear_planes(at, 7, 8)
+        clear(at.planes, 0, 7)
+    clear(at.planes, 7, 8)
     if read.depth > 8:
-        _clear_planes(at, 8, max(read.depth, 16))
+        clear(at.planes, 8, max(read.depth, 16))
     for i in range(bit, bit_end):
         for s in range(shape.passes):
             cells = read.cells + block * LANES + s * read.pass_stride
@@ -81,10 +81,10 @@ def count(shape, at, read, block):
 
 
 @inlined
-def _clear_planes(at, first, last):
-    """Set bit planes to 0, a vector of 512 columns each."""
-    for m in range(first, last):
-        store(at.planes, m * LANES, splat(0))
+def clear(address, first, end):
+    """Set vectors `first` to `end - 1` of those at an address to 0: bit planes, or 16-bit sums."""
+    for i in range(first, end):
+        store(address, i * LANES, splat(0))
 
 
 @inlined

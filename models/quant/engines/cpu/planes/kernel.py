@@ -17,7 +17,7 @@ from numba.core import event
 from ....kernels.cache import SOURCES
 from ....kernels.inner import inlined, inner
 from ....kernels.output import ToCodes
-from ....kernels.simd import LANES, bit_length, int64_at, splat, store, uint8_at
+from ....kernels.simd import LANES, bit_length, int64_at, splat, uint8_at
 from ..common.buffers import (BY_ONES, DYNAMIC, HISTOGRAM, MOST_LEAVES, RANGES, STATIC, Read, column_addresses, keep_alive, new_buffers,
                               target_of)
 from ..common.finish import Pixel, finish_pixel
@@ -27,7 +27,7 @@ from ..common.rows import Source, active_rows, list_rows_under, rows_to_keep
 from ..vectors.loop import Kernel, bands_of, loaded
 from .codes import add_dynamic, add_static, converted_runs, shift_add
 from .converter import Adc
-from .counts import any_outside, count
+from .counts import any_outside, clear, count
 from .extremes import join_extremes, keep_extremes, spread_extremes
 
 log = logging.getLogger(__name__)
@@ -109,15 +109,8 @@ def _set_quiet(of_adc, quiet, op):
 @inlined
 def _clear_sums(shape, at):
     """Zero the 16-bit sums and the accumulators before a pixel."""
-    _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
-    _clear(at.acc, 2 * shape.steps * shape.slice_vectors)
-
-
-@inlined
-def _clear(address, vectors):
-    """Set so many vectors of 64 bytes to 0."""
-    for i in range(vectors):
-        store(address, i * LANES, splat(0))
+    clear(at.sums, 0, shape.digits * shape.blocks * BLOCK // LANES)
+    clear(at.acc, 0, 2 * shape.steps * shape.slice_vectors)
 
 
 @inlined
@@ -131,7 +124,7 @@ def _reads_of_pixel(shape, at, source, group, y, x, op):
         active_rows(shape, at, source, t, y, x, 0, at.row_at, at.row_count)
         if (op == DYNAMIC or op == BY_ONES) and uint8_at(at.flush, group * shape.arrays + t):
             shift_add(shape, at, op)
-            _clear(at.sums, shape.digits * shape.blocks * BLOCK // LANES)
+            clear(at.sums, 0, shape.digits * shape.blocks * BLOCK // LANES)
         for z in range(shape.digits):
             read = _read(shape, at, group, t, z)
             if op == DYNAMIC and read.ones == 0:
