@@ -68,7 +68,7 @@ class Table:
         """Counts of the reads of such codes, int64 `[digits, slices, classes, bin]`; see `engines`."""
         spec, bins = self.layer.spec, self.layer.bins
         seen = np.zeros((numba.get_num_threads(), 2 ** (spec.w_bits + spec.a_bits)), np.int64)
-        _count(x, self.first, self.taps, self.stride, *size, seen)
+        _count(x, self.first, self.taps, self.stride, *size, 2**spec.a_bits, seen)
         seen = seen.sum(0).reshape(2**spec.w_bits, 2**spec.a_bits)
         counts = np.zeros((len(spec.digit_bits), len(spec.slice_bits), self.layer.classes, bins.count), np.int64)
         for z, k, digits, cells, u, classes in self._kinds():
@@ -99,16 +99,41 @@ def _add(x, first, taps, stride, table, out, sources=SOURCES):
                         out[step, image, y, column, g, output] = total[g]
 
 
+GROUPS = 32  # whose codes are counted at a time: the counters of bytes of so many are half of a first-level cache
+
+
 @njit(cache=True, parallel=True)
-def _count(x, first, taps, stride, height, width, seen, sources=SOURCES):
-    """How often each pair was seen, into `seen`, int64 `[thread, pair]`; x, see `Table.sums`."""
-    outputs, _, groups = first.shape
-    for item in prange(len(x) * height):
-        image, y, counts = item // height, item % height, seen[numba.get_thread_id()]
-        for column in range(width):
-            for output in range(outputs):
-                for r in range(len(taps)):
-                    codes = x[image, y * stride[0] + taps[r, 0], column * stride[1] + taps[r, 1], taps[r, 2]]
-                    pair = first[output, r]
-                    for g in range(groups):
-                        counts[np.uint32(pair[g] + codes[g])] += 1
+def _count(x, first, taps, stride, height, width, codes, seen, sources=SOURCES):
+    """How often each pair was seen, into `seen`, int64 `[thread, pair]`; x, see `Table.sums`; codes, how many input codes there are.
+
+    A word line sees the codes of a window of pixels, which are counted, whatever its weight is. The next one to its right sees the same
+    window less its first columns, and some behind its last.
+    """
+    outputs, rows, groups = first.shape
+    strips, channels = -(-groups // GROUPS), x.shape[3]
+    for item in prange(len(x) * strips):
+        image, begin, all_seen = x[item // strips], item % strips * GROUPS, seen[numba.get_thread_id()]
+        strip = range(min(GROUPS, groups - begin))
+        counts = np.empty((GROUPS, codes), np.int32)
+        for c in range(channels):
+            for r in range(c, rows, channels):
+                top, left = taps[r, 0], taps[r, 1]
+                before = left - taps[r - channels, 1] if r > c and taps[r - channels, 0] == top else 0
+                new = before // stride[1] if before % stride[1] == 0 else 0  # columns that the window before has not
+                known = 0 < new < width // 2
+                if not known:
+                    counts[:], new = 0, width
+                for y in range(top, top + stride[0] * height, stride[0]):
+                    for column in range(width - new, width):
+                        enters = image[y, left + stride[1] * column, c, begin:]
+                        for g in strip:
+                            counts[g, enters[g]] += 1
+                        if known:
+                            leaves = image[y, left + stride[1] * (column - width), c, begin:]
+                            for g in strip:
+                                counts[g, leaves[g]] -= 1
+                for output in range(outputs):
+                    for g in strip:
+                        pair = first[output, r, begin + g]
+                        for code in range(codes):
+                            all_seen[pair + code] += counts[g, code]
