@@ -96,6 +96,18 @@ def depthwise(groups=40, mapping="tap", **options):
                 [0.4] * 4, [-2] * 4)
 
 
+@pytest.mark.parametrize("stride, dilation", [((1, 1), (1, 1)), ((2, 1), (1, 2)), ((1, 2), (2, 2)), ((2, 2), (1, 1))])
+@pytest.mark.parametrize("channels, outputs", [(1, 1), (2, 3)])
+def test_histogram_of_windows_that_move_to_the_right(stride, dilation, channels, outputs):
+    rng = np.random.default_rng(1)
+    a_codes = rng.integers(0, 16, (2, 9, 19, 40 * channels), dtype=np.uint8)
+    w_codes = rng.integers(0, 16, (40 * outputs, channels, 3, 5), dtype=np.uint8)
+    case = Case(CrossbarSpec(4, 4, 1, 2, rows=1), Geometry(stride, (1, 1, 2, 2), dilation, 40), a_codes, w_codes, [0.4] * 4, [-2] * 4)
+    layer = case.layer()
+    assert grouped.serves(layer) and layer.tallest == 1
+    assert torch.equal(NUMBA.histogram(prepared(layer), case.input()), REFERENCE.histogram(layer, case.input()))
+
+
 @pytest.mark.parametrize("mapping", ["tap", "im2col"])
 @pytest.mark.parametrize("delta", [[0.4] * 4, [0.4, 0.5, 0.4, 0.3]])
 def test_outputs_and_codes_of_the_next_layer_are_those_of_the_usual_kernel(monkeypatch, mapping, delta):

@@ -99,7 +99,7 @@ def _add(x, first, taps, stride, table, out, sources=SOURCES):
                         out[step, image, y, column, g, output] = total[g]
 
 
-GROUPS = 32  # whose codes are counted at a time: the counters of bytes of so many are half of a first-level cache
+GROUPS = 32  # whose codes are counted at a time: the counters of bytes of so many have 32 KB, as a first-level cache
 
 
 @njit(cache=True, parallel=True)
