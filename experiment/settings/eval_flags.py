@@ -68,7 +68,8 @@ class Network:
     dataset: str | None = option(None, "the images. Default: those of the checkpoint; cifar10 for an exported network of its classes; "
                                  "imagefolder for your own network", data.DATASETS)
     data_path: str | None = option(None, "folder of the data set. Default: that of the checkpoint's run, else ./data")
-    batch_size: int = option(64, "images at a time. Only with --adc_range dynamic it changes results", COUNT)
+    batch_size: int = option(64, "images at a time; of up to 32 x 32 pixels 256, unless it is given. Only with --adc_range "
+                             "dynamic, which keeps to 64, it changes results", COUNT)
     limit: int | None = option(None, "only LIMIT test images, spread evenly over the set. Default: all", COUNT)
     validation: bool = option(False, "measure on the validation images of the training, not on the test images. Choose settings with "
                               "these, because the test images must not choose. For networks that were not trained here they are those "

@@ -1,5 +1,6 @@
 """The images of an evaluation: those that are measured, and the training images that calibrate."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,15 @@ from models.quant.measuring.task import Task
 
 from ..inputs import data, foreign
 from ..inputs.data import Batches, training_split
+from ..inputs.streamed import Streamed
 from ..inputs.tasks import Examples
+from ..program import distributed
 from ..program.cli import UserError, one_line, user_error
 from ..settings import train_settings
 from ..settings.eval_flags import EvalSettings
 
 OF_IMAGES = "dataset", "data_path", "class_index", "image_size", "batch_size", "calib_images", "validation"  # flags
+SMALL, MANY = 32 * 32, 256  # pixels of small images, and how many pass at a time
 REPORT_IMAGES = 64  # calibration images whose layer outputs --report compares
 
 
@@ -81,9 +85,18 @@ def choose(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str,
     shown = data.evenly(len(images), settings.limit or len(images))
     calibration = found.train_x[order[:settings.calib_images]].to(device)
     return EvalImages(
-        batches=Batches(images[shown].to(device), *stats, settings.batch_size), labels=labels[shown], kind=kind,
+        batches=Batches(images[shown].to(device), *stats, _at_a_time(settings, images)), labels=labels[shown], kind=kind,
         of_all=len(images), calibration=Batches(calibration, *stats, settings.batch_size),
         report=data.normalize(calibration[:REPORT_IMAGES], *stats))
+
+
+def _at_a_time(settings: EvalSettings, images: torch.Tensor | Streamed) -> int:
+    """Images of a batch: unless --batch_size is given more of small ones, as each call of a layer takes a while. Dynamic ranges would be
+    others, and of several processes each needs a batch."""
+    ranges = {setting.spec.adc_range for setting in settings.settings} or settings.hardware.get("adc_range", ())
+    small = isinstance(images, torch.Tensor) and math.prod(images.shape[2:]) <= SMALL
+    more = small and "batch_size" not in settings.given and "dynamic" not in ranges and distributed.world() == 1
+    return MANY if more else settings.batch_size
 
 
 def _held_out(found: data.Dataset, settings: EvalSettings, checkpoint: Mapping[str, Any]) -> torch.Tensor:

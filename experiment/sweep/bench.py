@@ -144,6 +144,7 @@ class Bench:
         else:
             shown, draft = data.load(of.dataset, of.data_path, log.info), None
             self.shown = images.choose(shown, of, self.checkpoint, self.device)
+        self.settings = of = of if self.task else replace(of, batch_size=self.shown.batches.batch_size)
         self.fillings = says.fillings(self.net if draft is None else draft, of.settings or search_layouts(of))
         self.points.images = self.shown.batches.count
         made_of = self.net if self.original is None else self.original
