@@ -106,9 +106,7 @@ class Bench:
             return
         seen = set()
         with user_error(lambda error: flags.of_layers(str(error))):  # what the package refuses, such as engines
-            codes = None if is_chip(self.cells) else self.cells
-            # Once, as they are found anew at each question otherwise.
-            use_cells(net, codes or {name: layer.w_codes() for name, layer in quant.crossbar_layers(net)})
+            use_cells(net, self.cells)
             for setting in settings:
                 kept = setting.spec.adc_range == "calibrated" and not self.ranges.to_calibrate(setting)
                 same = reads_of(setting), setting.spec.adc_range, setting.chips, setting.calibration.on

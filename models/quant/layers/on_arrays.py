@@ -37,6 +37,7 @@ class OnArrays:
         self._w_codes = None
         self.chip: Chip | None = None  # None: ideal cells
         self.watch: Callable[..., None] | None = None  # is shown all codes that reach the arrays: `counts`
+        self._codes = Prepared()  # of the weight
         self._laid_out, self._prepared = Prepared(), Prepared()  # what the engine holds, and that with the scale of its sums
         self._spec = spec
         self.set_spec(spec)
@@ -193,7 +194,9 @@ class OnArrays:
         """Weight codes that the cells hold, uint8 `[out, in / groups, kh, kw]`."""
         if self._w_codes is not None:
             return self._w_codes.to(self.weight.device)
-        return self.weight_quant.codes(self._weight4().detach())
+        quantizer = self.weight_quant
+        settings, numbers = (type(quantizer), quantizer.levels, quantizer.training), [*quantizer.buffers()]
+        return self._codes.get(settings, numbers, self.w_source, lambda: quantizer.codes(self._weight4().detach())).clone()
 
     def code_sums(self) -> Tensor:
         """`sum (2 W - L)` of each output channel, int64 `[out]`."""
