@@ -439,6 +439,13 @@ def test_results_depend_neither_on_the_batch_size_nor_on_the_engine(run, checkpo
     assert sum(row[-1] > 0 for row in expected[0]) >= 2  # such an ADC changes predictions, so equality says something
 
 
+@pytest.mark.parametrize("flags, size", [([], 256), (["--batch_size", "7"], 7), (["--adc_range", "dynamic"], 64),
+                                         (["--adc_range", "full", "dynamic"], 64)])
+def test_small_images_pass_many_at_a_time(flags, size, run, checkpoint):
+    records, *_ = run(checkpoint, "--limit", "9", "--adc_bits", "3", *flags)
+    assert {record["batch_size"] for record in records} == {size}
+
+
 def test_dynamic_ranges_do_depend_on_the_batch_size(run, checkpoint):
     """As the help says; and so the test above would see it."""
     flags = ["--adc_range", "dynamic", "--adc_bits", "3"]
