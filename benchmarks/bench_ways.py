@@ -98,6 +98,15 @@ def side_by_side(machines: dict[str, dict]) -> str:
     return markdown_table(header, rows)
 
 
+def write(machines: dict[str, dict], repeats: int) -> None:
+    """The files of this machine, and its place beside the others."""
+    rows = [[network, setting, f"{values['all']:.2f}", *(f"{values[way]:.2f}" if way in values else "" for way in WAYS)]
+            for network, settings in machines[processor()].items() for setting, values in settings.items()]
+    sections = [f"Time without a way over time with all, called in turns; median of {repeats}. VGG7: W4A4, 64 images; others W8A8, "
+                "2 images of 224 x 224.", markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side(machines)]
+    write_results(f"ways_{processor()}", "What each way is worth", sections, {"ratios": machines[processor()]})
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = parser_of(__doc__, repeats=3)
     parser.add_argument("--networks", nargs="+", default=["vgg7", "resnet18", "efficientnet_b0"])
@@ -117,11 +126,7 @@ def main(argv: list[str] | None = None) -> None:
                 chip = next((CHIPS[kind] for kind in reversed(CHIPS) if setting.endswith(kind)), None)
                 ratios.setdefault(network, {})[setting] = without_each(on(options), plain, images, chip, args.repeats)
                 progress.update()
-    rows = [[network, setting, f"{values['all']:.2f}", *(f"{values[way]:.2f}" if way in values else "" for way in WAYS)]
-            for network, settings in ratios.items() for setting, values in settings.items()]
-    sections = [f"Time without a way over time with all, called in turns; median of {args.repeats}. VGG7: W4A4, 64 images; others W8A8, "
-                "2 images of 224 x 224.", markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side(machines)]
-    write_results(f"ways_{processor()}", "What each way is worth", sections, {"ratios": ratios})
+            write(machines, args.repeats)  # of each network, as it takes minutes
 
 
 if __name__ == "__main__":
