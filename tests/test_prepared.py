@@ -83,6 +83,16 @@ def test_every_change_counts_at_the_next_call(change):
     assert found.shape != before.shape or not torch.equal(found, before)
 
 
+def test_weight_codes_are_a_copy_of_those_of_the_weight_as_it_is():
+    layer, _ = convolution()
+    codes = layer.w_codes()
+    changed = 15 - layer.w_codes()
+    layer.w_codes().zero_()
+    assert codes.any() and torch.equal(layer.w_codes(), codes)
+    layer.weight.data.neg_()  # which leaves no trace in its version
+    assert torch.equal(layer.w_codes(), changed)
+
+
 def test_padding_and_groups_that_are_assigned_are_those_of_the_layer():
     """Not those that `nn.Conv2d` once made its own numbers of; training follows too."""
     layer, x = convolution(spec=replace(SPEC, adc_range="ideal"))

@@ -142,7 +142,6 @@ class Bench:
         else:
             shown, draft = data.load(of.dataset, of.data_path, log.info), None
             self.shown = images.choose(shown, of, self.checkpoint, self.device)
-        self.settings = of = of if self.task else replace(of, batch_size=self.shown.batches.batch_size)
         self.fillings = says.fillings(self.net if draft is None else draft, of.settings or search_layouts(of))
         self.points.images = self.shown.batches.count
         made_of = self.net if self.original is None else self.original
@@ -189,6 +188,11 @@ class Bench:
         return found
 
     @property
+    def _as_run(self) -> EvalSettings:
+        """The settings with as many images at a time as are taken."""
+        return self.settings if self.task else replace(self.settings, batch_size=self.shown.batches.batch_size)
+
+    @property
     def looked_at(self) -> str:
         """How many examples of what are measured, of how many."""
         count, of_all = self.shown.batches.count, self.shown.of_all
@@ -207,7 +211,7 @@ class Bench:
 
         def make() -> dict[str, Any]:
             record = self._measure_float(progress=True)
-            return points.of_record(record, columns.line(Measured(record, self.settings)) | self.facts, self.decides(FLOAT), None)
+            return points.of_record(record, columns.line(Measured(record, self._as_run)) | self.facts, self.decides(FLOAT), None)
 
         if not self.point(FLOAT):
             self.points.measure(self.key(FLOAT), make, wait=True)
@@ -273,7 +277,7 @@ class Bench:
         found = [self.chip(chip) for chip in setting.one_by_one]
         record = of_chips(setting, [points.record_of(point, chip) for point, chip in zip(found, setting.one_by_one)])
         first = found[0]["row"]
-        row = columns.line(Measured(record, self.settings, first.get("calib_images"), first.get("adc_ranges")))
+        row = columns.line(Measured(record, self._as_run, first.get("calib_images"), first.get("adc_ranges")))
         return points.of_record(record, row | self.facts, self._decides_from(setting, found), None) | {
             "took_s": sum(point["took_s"] for point in found)}
 
@@ -283,7 +287,7 @@ class Bench:
         if chosen and not setting.chips and not is_chip(self.cells):  # a chip's correction is of no use to another
             self.sha256 = self.sha256 or {name: quant.sha256(layer.w_codes().cpu()) for name, layer in quant.crossbar_layers(self.net)}
             kept = entry_of(self.net, setting, chosen.count, self.sha256)
-        row = columns.line(Measured(record, self.settings, chosen.count if chosen else None, source))
+        row = columns.line(Measured(record, self._as_run, chosen.count if chosen else None, source))
         beside = [setting and self.point(None), original and self.point(FLOAT)]
         return points.of_record(record, row | self.facts, self._decides_from(setting, filter(None, beside)), kept)
 
