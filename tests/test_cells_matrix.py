@@ -102,8 +102,8 @@ def test_cells_of_two_bytes():
 @pytest.mark.parametrize("dac_bits, cell, fits", [(1, 16319, True), (1, 16320, False), (3, 4079, True), (3, 4080, False), (3, -4096, True)])
 def test_which_cells_fit_in_two_bytes(dac_bits, cell, fits):
     case = layer_case(CrossbarSpec(4, 4, 1, 6, 64, dac_bits=dac_bits), channels=64, out=64, kernel=(1, 1))
-    cells_of_one = np.full((4, 64, 64), cell)
+    cells_of_one = torch.full((4, 64, 64), cell)
     assert cells_matrix.fits(case.layer(), cells_of_one) == fits
     bits = cells_matrix.scale_bits(case.layer())
-    high, low = cells_matrix.tiles(cells_of_one, bits).view(np.int8).reshape(4, 2, -1).swapaxes(0, 1).astype(int)
+    high, low = cells_matrix.tiles(cells_of_one.numpy(), bits).view(np.int8).reshape(4, 2, -1).swapaxes(0, 1).astype(int)
     assert ((2**bits * high + low == cell).all()) == fits

@@ -45,8 +45,8 @@ class Cells:
             part = getattr(self, name)
             if not isinstance(part, Tensor) or part.dtype != torch.int32 or part.dim() != dims:
                 raise ValueError(f"{name} of cells are {_shape(part)}; an int32 tensor of {dims} dimensions is expected")
-            if part.numel() and max(int(part.max()), -int(part.min())) >= LARGEST_CELL:
-                raise ValueError(f"{name} of cells reach {max(int(part.max()), -int(part.min()))}; below {LARGEST_CELL} is expected")
+            if part.numel() and (largest := _largest(part)) >= LARGEST_CELL:
+                raise ValueError(f"{name} of cells reach {largest}; below {LARGEST_CELL} is expected")
         if self.reference.shape != self.values.shape[:3]:
             raise ValueError(f"the reference has shape {list(self.reference.shape)}, the cells {list(self.values.shape)}; "
                              f"{list(self.values.shape[:3])} is expected")
@@ -75,8 +75,9 @@ class Cells:
             for start, stop in arrays:
                 rows = part[:, start:stop]
                 if rows.numel():
-                    low = min(low, int(rows.clamp_max(0).sum(1).min()))
-                    high = max(high, int(rows.clamp_min(0).sum(1).max()))
+                    below = rows.clamp_max(0).sum(1, dtype=torch.int32)  # which holds as many cells as an array may have rows
+                    low = min(low, int(below.min()))
+                    high = max(high, int((rows.sum(1, dtype=torch.int32) - below).max()))
             ends.append((low * drive, high * drive))
         return ends
 
@@ -109,6 +110,11 @@ class Chip:
         if self.readout is not None and self.readout.curve is not None:  # of rows that are on or off
             fixed += hardware("inputs")
         return all(getattr(old, name) == getattr(new, name) for name in fixed)
+
+
+def _largest(part: Tensor) -> int:
+    low, high = part.aminmax()
+    return max(int(high), -int(low))
 
 
 def _shape(part: object) -> str:

@@ -6,6 +6,7 @@ import logging
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -152,15 +153,17 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     """A layer on the chip: of pairs the lines of both signs are drawn, of other cells their one line and the reference column."""
     spec, ideal, device = layer.spec, layer.ideal_cells(), draw.device
     pairs, digital, scale = spec.weights == "pair", spec.reference == "digital", 2**ideal.fraction_bits
-    held = ideal.values.cpu().numpy() // scale
-    lines = [(part, levels.clip(0).astype(np.uint8)) for part, levels in ((VALUES, held), (NEGATIVE, -held))[:1 + pairs]]
+    held = ideal.values.cpu() >> ideal.fraction_bits
+    lines = [(part, levels.clamp(min=0).byte().numpy()) for part, levels in ((VALUES, held), (NEGATIVE, -held))[:1 + pairs]]
     devices = [_with_map(device, layer.arrays, held.shape[3], len(lines), side) for side in range(len(lines))]
     joint = [_joint(name, layer, draw, levels, part, own) for (part, levels), own in zip(lines, devices)] if device.rows else None
-    twice, off, curves, both = layer.weight_quant.reference_twice(layer.slice_bits), off_currents(layer, device), [], None
+    twice, off, both = layer.weight_quant.reference_twice(layer.slice_bits), off_currents(layer, device), None
     values, reference = np.empty(held.shape, np.int32), ideal.reference.cpu().numpy() + off[:, None, None]
     if pairs and (draw.wires.access == "gate" or any(device.cell_noise(bits)[1] for bits in layer.slice_bits)):
         both = np.empty(held.shape, np.int32)
-    for k, bits in enumerate(layer.slice_bits):
+
+    def draw_slice(k: int) -> tuple[float, ...] | None:
+        bits, curve = layer.slice_bits[k], None
         g_min, step = device.levels(bits)[0], device.step(bits)
         drawn = [own.draw(levels[k], bits, generator(draw.seed, name, k, part)) for (part, levels), own in zip(lines, devices)
                  ] if joint is None else [of_line[k] for of_line in joint]
@@ -172,14 +175,20 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
             seen = np.concatenate([column, np.stack(drawn, axis=-1).reshape(*held.shape[1:3], -1)], axis=-1)
             seen, curve = _behind_wires(seen, layer, draw, generator(draw.seed, name, k, INPUTS), beside)
             column, drawn = seen[..., :beside], np.moveaxis(seen[..., beside:].reshape(*held.shape[1:], -1), -1, 0)
-            curves.append(_of_cells(curve, scale, step, scale * g_min / step - off[k]))
+            curve = _of_cells(curve, scale, step, scale * g_min / step - off[k])
         plus, minus = drawn if pairs else (drawn[0], g_min)
-        values[k] = np.rint(scale * ((plus - minus) / step)) + off[k]
+        values[k] = _on_grid(plus - minus, scale, step)
+        values[k] += off[k]
         if beside:
             reference[k] = np.rint(scale * (column[..., 0] - g_min) / step)
         if both is not None:
-            both[k] = np.rint(scale * ((plus + minus - 2 * g_min) / step))
+            both[k] = _on_grid(plus + minus - 2 * g_min, scale, step)
         draw.done()
+        return curve
+
+    # Each has a generator of its own, and NumPy draws outside the interpreter's lock. Wires are solved on all threads already.
+    with ThreadPoolExecutor(1 if draw.wires.resist else torch.get_num_threads()) as pool:
+        curves = [*filter(None, pool.map(draw_slice, range(len(layer.slice_bits))))]
     where = ideal.values.device
     values, reference, both = (part if part is None else torch.from_numpy(part).to(where) for part in (values, reference, both))
     # Where noise is concerned, the reference of a cell in a pair is the other one, on or off: 1 of it.
@@ -187,6 +196,13 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     readout = _readout(name, layer, draw, scale, off, shares, curves, both)
     return Chip(Cells(values, reference, ideal.fraction_bits), ideal.raised(off) if off.any() else None, readout,
                 of_arrays=draw.wires.resist or device.stuck_mask is not None, code_sums=layer.code_sums())
+
+
+def _on_grid(conductance, scale, step):
+    """uS above the lowest level as whole numbers on the cells' grid, in the memory of `conductance`."""
+    conductance /= step
+    conductance *= scale
+    return np.rint(conductance, out=conductance)
 
 
 def off_currents(layer: CrossbarLayer, device: Device) -> np.ndarray:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections import namedtuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ....arrays.mapping import MappedLayer
 from ....arrays.readout import APART, COLUMN_KEY, SHARING, SIGNS, column_numbers, first_image, signed
@@ -77,11 +80,15 @@ def lay_out(layer: MappedLayer, matrix: bool) -> tuple[CellShape, CellLayout]:
         reference_slices=_reference_slices(slices), reference_shift=tile.bit_length() - _reference_slices(slices).bit_length())
     words = aligned(shape.sums * shape.words, np.empty(0, np.int16))
     for own, cells in zip(words.reshape(shape.sums, -1), parts):
-        padded = np.pad(cells, [(0, 0)] * 3 + [(0, tiles * tile - cells.shape[3])])  # columns without a channel are zeros
+        missing = tiles * tile - cells.shape[3]
+        padded = F.pad(cells, (0, missing)) if missing else cells  # columns without a channel are zeros
         for place, (g, t) in enumerate(np.ndindex(groups, len(rows))):
             array = padded[:, g, slice(*layer.arrays[t])]
-            own[array_base[place]:array_base[place + 1]] = (
-                cells_matrix.tiles(array, shape.scale_bits) if matrix else _rows(array, tile)).ravel()
+            room = own[array_base[place]:array_base[place + 1]]
+            if matrix:
+                room[:] = cells_matrix.tiles(array.numpy(), shape.scale_bits).ravel()
+            else:
+                _put_rows(array, torch.from_numpy(room.view(np.int32)).view(slices, tiles, -1, tile // 2))
     return shape, CellLayout(**of_layout, weights=words, array_base=array_base[:-1].reshape(groups, -1), tile_stride=tile_stride,
                              configuration=configuration())
 
@@ -91,12 +98,12 @@ def padded_columns(layer: MappedLayer) -> int:
     return -(-len(layer.w_codes) // layer.geometry.groups // (2 * WIDE)) * 2 * WIDE
 
 
-def weights_of(layer: MappedLayer) -> list[np.ndarray]:
+def weights_of(layer: MappedLayer) -> list[Tensor]:
     """What a row adds to each of the sums of a read, `CellShape.sums`: int32 `[slices, groups, rows, out / groups]`."""
     weights = [layer.row_weights]
     if layer.readout is not None and layer.readout.needs_both:
         weights.append(layer.readout.both)
-    return [part.cpu().numpy() for part in weights]
+    return [part.cpu() for part in weights]
 
 
 def fits(layer: MappedLayer) -> bool:
@@ -105,15 +112,16 @@ def fits(layer: MappedLayer) -> bool:
 
 
 def _chunk(cells):
-    largest = max(int(cells.max()), -int(cells.min()), 1)
+    low, high = cells.aminmax()
+    largest = max(int(high), -int(low), 1)
     return min((2**15 - 1) // largest // UNROLL * UNROLL, 2**15 - UNROLL)
 
 
-def _rows(cells, tile):
-    """Tiles of rows, `[slices, tile, row + 1, column]`, of cells `[slices, rows, columns]`, in the order of paired shorts."""
-    slices, rows, columns = cells.shape
-    paired = cells.astype(np.int16).reshape(slices, rows, -1, 2, WIDE // 2).swapaxes(3, 4).reshape(cells.shape)
-    return np.pad(paired, ((0, 0), (1, 0), (0, 0))).reshape(slices, rows + 1, columns // tile, tile).swapaxes(1, 2)
+def _put_rows(cells, room):
+    """Cells `[slices, rows, columns]` as paired shorts, each pair one number, into `[slices, tile, row + 1, column // 2]`."""
+    room[:, :, 0] = 0
+    low, high = cells.unflatten(2, (room.shape[1], -1, 2, WIDE // 2)).unbind(4)
+    room[:, :, 1:] = ((low & 0xFFFF) | (high << 16)).flatten(3).transpose(1, 2)
 
 
 def _reference_slices(slices):

@@ -13,6 +13,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.cgutils import memset, raw_memcpy, voidptr_t
+from torch import Tensor
 
 from ....arrays.mapping import MappedLayer
 from ....kernels.inner import inlined
@@ -32,13 +33,14 @@ def scale_bits(layer: MappedLayer) -> int:
     return 8 - max(layer.spec.digit_bits)
 
 
-def fits(layer: MappedLayer, cells: np.ndarray) -> bool:
+def fits(layer: MappedLayer, cells: Tensor) -> bool:
     """Whether two bytes hold each cell, the arrays are not mostly zeros that fill them up, and digits that are packed are used for
     `FEWEST` slices."""
     half, largest = 2 ** scale_bits(layer) // 2, 2**7 * 2 ** scale_bits(layer)
     rows = sum(stop - start for start, stop in layer.arrays)
     filled = sum(filled_rows(stop - start) for start, stop in layer.arrays)
-    return half > 0 and -largest <= cells.min() and cells.max() < largest - half and filled <= SPARSEST * rows and len(cells) >= FEWEST
+    low, high = map(int, cells.aminmax())
+    return half > 0 and -largest <= low and high < largest - half and filled <= SPARSEST * rows and len(cells) >= FEWEST
 
 
 def filled_rows(rows):
