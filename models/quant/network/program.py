@@ -186,9 +186,11 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
         draw.done()
         return curve
 
-    # Each has a generator of its own, and NumPy draws outside the interpreter's lock. Wires are solved on all threads already.
-    with ThreadPoolExecutor(1 if draw.wires.resist else torch.get_num_threads()) as pool:
-        curves = [*filter(None, pool.map(draw_slice, range(len(layer.slice_bits))))]
+    # Each has a generator of its own, and NumPy draws outside the interpreter's lock. Wires are solved on all threads already, and their
+    # cells kept in the folder that this thread knows of.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        each = map if draw.wires.resist else pool.map
+        curves = [*filter(None, each(draw_slice, range(len(layer.slice_bits))))]
     where = ideal.values.device
     values, reference, both = (part if part is None else torch.from_numpy(part).to(where) for part in (values, reference, both))
     # Where noise is concerned, the reference of a cell in a pair is the other one, on or off: 1 of it.
