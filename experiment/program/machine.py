@@ -59,7 +59,7 @@ def keep_freed_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # malloc.h
     mallopt(M_MMAP_MAX, 0)
-    mallopt(M_ARENA_MAX, 1)  # those of threads hold nothing large, which is mapped then
+    mallopt(M_ARENA_MAX, 1)  # an arena of a thread has no room for large tensors: they would be mapped anew again
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_TOP_PAD, 2**26)
 
