@@ -10,7 +10,7 @@ import functools
 import tempfile
 from pathlib import Path
 
-from common import markdown_table, median_seconds, parser_of, processor, sample_images, write_results
+from common import PRETRAINED, markdown_table, median_seconds, parser_of, processor, sample_images, write_results
 
 import torch
 from models import quant
@@ -33,7 +33,7 @@ def table_file(folder: str, bits: int) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = parser_of(__doc__, repeats=7)
-    parser.add_argument("--resume", default=str(Path(__file__).parents[1] / "pretrained" / "vgg7_w4a4_cifar10.pt"), help="checkpoint")
+    parser.add_argument("--resume", default=str(PRETRAINED / "vgg7_w4a4_cifar10.pt"), help="checkpoint")
     parser.add_argument("--data_path", help="folder of images")
     parser.add_argument("--batch_size", type=int, default=16)
     args = parser.parse_args(argv)

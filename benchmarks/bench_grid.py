@@ -9,7 +9,7 @@ The images are the embedded digits. Writes benchmarks/results/grid_<model>_<proc
 
 from pathlib import Path
 
-from common import build, markdown_table, median_seconds, parser_of, processor, sample_images, write_results
+from common import PRETRAINED, build, markdown_table, median_seconds, parser_of, processor, sample_images, write_results
 
 import torch
 from experiment.settings.eval_settings import parse
@@ -26,7 +26,7 @@ CHIPS = {"a chip": {}, "with read noise": {"read_noise": 0.3}, "with noise of th
 
 def main(argv: list[str] | None = None) -> None:
     parser = parser_of(__doc__, repeats=15)
-    parser.add_argument("--resume", default=str(Path(__file__).parents[1] / "pretrained" / "resnet20_w4a4_full_cifar10.pt"),
+    parser.add_argument("--resume", default=str(PRETRAINED / "resnet20_w4a4_full_cifar10.pt"),
                         help="checkpoint of a network of `models`")
     parser.add_argument("--batch_size", type=int, default=64)
     args = parser.parse_args(argv)

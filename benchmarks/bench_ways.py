@@ -1,7 +1,7 @@
 """What is each way through the CPU engine worth? The time of whole networks without this way, over their time with all ways.
 
-    python benchmarks/bench_ways.py --resume pretrained/vgg7_w4a4_cifar10.pt --data_path path/to/images
-    python benchmarks/bench_ways.py --networks vgg7 --tables     # what was measured on all processors, side by side
+    python benchmarks/bench_ways.py --data_path path/to/images
+    python benchmarks/bench_ways.py --tables     # what was measured on all processors, side by side
 
 A way can go if, on every processor, no setting of any network gets 15 % slower without it. The ways are those of
 `models.quant.engines.cpu.whole.choice`. All give the same numbers, and this is checked here too. Writes
@@ -13,17 +13,19 @@ import copy
 import functools
 from collections.abc import Callable, Iterator
 
-import bench_engines
 from bench_networks import settled
-from common import markdown_table, median_seconds, parser_of, processor, ratios_of_all, sample_images, write_results
+from common import PRETRAINED, build, markdown_table, median_seconds, parser_of, processor, ratios_of_all, sample_images, write_results
 
 import torch
 from models import quant
 from models.quant import CrossbarSpec, Device
 from models.quant.engines.cpu.whole.choice import WAYS, without
+from models.quant.layers.quantizers import OFF
 from torch import nn
 from tqdm import tqdm
+from utils import load_network
 
+SHIPPED = {"vgg7": "vgg7_w4a4_cifar10.pt", "resnet20": "resnet20_w4a4_full_cifar10.pt"}  # others are torchvision's, with random weights
 WORTH = 1.15
 CHIPS = {"chip": {}, "chip with read noise": {"read_noise": 0.3}, "chip with INL": {"adc_inl": 1.0}}
 SETTINGS = {
@@ -38,16 +40,16 @@ SETTINGS = {
 
 def networks(args: argparse.Namespace) -> Iterator[tuple[str, nn.Module, torch.Tensor, Callable[[dict], nn.Module]]]:
     """(name, plain network, images, function of a spec's options that gives it on crossbars)."""
-    if "vgg7" in args.networks:
-        images, _ = sample_images(64, args.data_path)
-        crossbars = bench_engines.crossbar_network(args, images)
-        yield "vgg7", bench_engines.build("vgg7_quant", 32, 32).eval(), images, functools.partial(_on, crossbars, images, (4, 4))
+    shown, _ = sample_images(64, args.data_path)
     calibration = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     for name in args.networks:
-        if name != "vgg7":
-            plain, images = settled(name, calibration), calibration[:2].contiguous(memory_format=torch.channels_last)
-            crossbars = quant.convert(plain, CrossbarSpec(8, 8, adc_range="ideal"), calibration, correct="none")
-            yield name, plain, images, functools.partial(_on, crossbars, images, (8, 8))
+        if name in SHIPPED:
+            plain, images, bits = build(f"{name}_quant", OFF, OFF).eval(), shown, (4, 4)
+            crossbars = load_network(PRETRAINED / SHIPPED[name])
+        else:
+            plain, images, bits = settled(name, calibration), calibration[:2].contiguous(memory_format=torch.channels_last), (8, 8)
+            crossbars = quant.convert(plain, CrossbarSpec(*bits, adc_range="ideal"), calibration, correct="none")
+        yield name, plain, images, functools.partial(_on, crossbars, images, bits)
 
 
 def _on(network, images, bits, options):
@@ -102,16 +104,16 @@ def write(machines: dict[str, dict], repeats: int) -> None:
     """The files of this machine, and its place beside the others."""
     rows = [[network, setting, f"{values['all']:.2f}", *(f"{values[way]:.2f}" if way in values else "" for way in WAYS)]
             for network, settings in machines[processor()].items() for setting, values in settings.items()]
-    sections = [f"Time without a way over time with all, called in turns; median of {repeats}. VGG7: W4A4, 64 images; others W8A8, "
-                "2 images of 224 x 224.", markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side(machines)]
+    sections = [f"Time without a way over time with all, called in turns; median of {repeats}. VGG7 and ResNet-20 as shipped: W4A4, "
+                "64 images; others W8A8, 2 images of 224 x 224.",
+                markdown_table(["network", "setting", "all, over float32", *WAYS], rows), side_by_side(machines)]
     write_results(f"ways_{processor()}", "What each way is worth", sections, {"ratios": machines[processor()]})
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = parser_of(__doc__, repeats=3)
-    parser.add_argument("--networks", nargs="+", default=["vgg7", "resnet18", "efficientnet_b0"])
-    parser.add_argument("--resume", help="checkpoint of a trained 4-bit VGG7; default random weights")
-    parser.add_argument("--data_path", help="folder of images for VGG7; default the embedded digits")
+    parser.add_argument("--networks", nargs="+", default=[*SHIPPED, "resnet18", "efficientnet_b0"])
+    parser.add_argument("--data_path", help="folder of images for the shipped networks; default the embedded digits")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     machines = ratios_of_all("ways")

@@ -21,6 +21,7 @@ from models.quant.storage.files import write_text  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PRETRAINED = RESULTS.parents[1] / "pretrained"
 
 
 def parser_of(about: str, repeats: int | None = None) -> argparse.ArgumentParser:
