@@ -7,8 +7,6 @@ A file holds the network's state, in the order of memory that its tensors have, 
 others (`structure`). It is read with `weights_only`, so that it can run no code.
 """
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,11 +21,11 @@ from .conversion.report import ConversionReport
 from .layers.crossbar import crossbar_layers
 from .layers.on_arrays import ADC_BUFFERS
 from .network.structure import structure
-from .storage.files import atomic_write, read_torch
+from .storage.bitplanes import load_file
+from .storage.files import atomic_write
 from .version import __version__
 
 FORMAT = "a network on crossbars, 2"  # raise the number where a reader of before would take it for what it is not
-UNREADABLE = OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile
 
 
 def save(network: nn.Module, path: str | Path) -> None:
@@ -82,9 +80,9 @@ def _read(path: str | Path) -> dict[str, Any]:
     with open(path, "rb"):  # what cannot be read says so itself
         pass
     try:
-        content = read_torch(path)
+        content = load_file(path)
         known = content["format"]
-    except (*UNREADABLE, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is not a file that save(network, path) wrote") from error
     if known != FORMAT:
         raise ValueError(f"{path} holds {known!r}, and this version of torchrram reads {FORMAT!r}")

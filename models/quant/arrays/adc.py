@@ -1,18 +1,13 @@
 """The choice of a converter's range (pure functions); what it does with a read is `converter`, and bits for each kind of read `plans`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .converter import Converter
+from .mapping import MappedLayer
 from .spec import ADC_GRID
 from .transfer import Transfer
-
-if TYPE_CHECKING:
-    from .mapping import MappedLayer
 
 # Steps are multiples of 1 / GRID: fractions such as 22/31 would leave ties to the rounding of float64, and codes to more
 # bits than fast engines compute with. Finer steps hardly lower an error (tests/test_adc.py says how little).
@@ -246,11 +241,7 @@ def range_groups(layer: MappedLayer, per: str) -> list[list[int]]:
     side of zero reads lie: on both for the half cells of DoReFa, the same in all slices; above zero in the highest slice of
     SAWB, whose reference column holds nothing there or little, below zero in the others.
     """
-    bits = layer.spec.slice_bits
-    if per == "slice":
-        return [[k] for k in range(len(bits))]
-    groups = {}
-    for k, reference in enumerate(layer.reference_twice):
-        same = per == "layer" or layer.spec.reference == "digital"
-        groups.setdefault(0 if same else reference / (2 ** bits[k] - 1), []).append(k)
+    groups, same = {}, per == "layer" or layer.spec.reference == "digital"
+    for k, (bits, reference) in enumerate(zip(layer.spec.slice_bits, layer.reference_twice)):
+        groups.setdefault(k if per == "slice" else 0 if same else reference / (2**bits - 1), []).append(k)
     return list(groups.values())

@@ -9,16 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .adc import GRID, covering_range, errors_of_steps, least_of_table, terms_of_step
 from .converter import Converter
+from .mapping import MappedLayer
 from .transfer import Transfer
-
-if TYPE_CHECKING:
-    from .mapping import MappedLayer
 
 STEPS = 256  # steps that are tried first for one kind of read and one number of bits,
 BEST = 6  # and the best of them, around which finer ones are tried: all multiples of 1 / GRID,

@@ -130,10 +130,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         if prefix + "made" in state_dict:
             self._made_of, self.made = LOADED, torch.empty_like(self.made)  # the last one may be a tensor of inference mode
         self.act_quant.load_window(state_dict, prefix + "act_quant.")
-        fitted = self.fitted(self._spec)
-        if fitted != self._spec:  # other codes have other digits, of which each has its place in a plan
-            self._spec = fitted
-            self._forget_ranges()
+        if self.fitted(self._spec) != self._spec:  # other codes have other digits, of which each has its place in a plan
+            self.set_spec(self._spec)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def fit(self, sample: Tensor, lowest: float, largest: float, weight_scale: str | Tensor | float,
@@ -151,9 +149,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     @torch.no_grad()
     def set_weight(self, kernel: Tensor) -> None:
-        """Write other values into the network's weight. Raises: ValueError where it is computed at each call."""
-        if self.made is not None:
-            raise ValueError("this weight is computed anew at each call, so no other values can be written into it")
+        """Write other values into the network's weight, which is not one that is computed anew at each call."""
         self.operand.copy_(self.form.matrix(kernel))
 
     # -- the hardware

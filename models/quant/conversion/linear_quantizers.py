@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..kernels import elementwise
 from ..layers.eager import outside_graphs
+from ..layers.on_arrays import KeepsTypes
 from ..layers.quantizers import AroundZero, Quantizer, warn_of_nan
 from . import scales
 
@@ -47,15 +48,11 @@ class _Rounded(torch.autograd.Function):
         return torch.where(inside, grad / scale, 0).to(x.dtype), None, None, None
 
 
-class _OwnScale:
+class _OwnScale(KeepsTypes):
     """A module with a buffer `scale` that stays float32 in a network of another type, since codes hang on it, and takes the
     shape of the one that is loaded."""
 
-    def _apply(self, fn, recurse=True):
-        exact = self.scale
-        super()._apply(fn, recurse)
-        self.scale = exact.to(self.scale.device)
-        return self
+    EXACT = ("scale",)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         stored = state_dict.get(prefix + "scale")

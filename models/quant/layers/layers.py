@@ -133,20 +133,11 @@ class Qconv2d(_Quantized, nn.Conv2d):
 
     def _exact_operation(self, x, weight, scale):
         geometry = self._geometry()
-        size = geometry.output_size(*x.shape[2:], self.kernel_size)
-        if self.groups > 1:
+        geometry.output_size(*x.shape[2:], self.kernel_size)  # refuses an image with fewer pixels than the kernel
+        if self.groups > 1 or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._operation(x.double(), weight.double()).float() * scale
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            offset = torch.zeros(len(weight), dtype=torch.float32)
-            return image_kernel.convolution(x, weight, geometry, scale, offset).permute(0, 3, 1, 2)
-        # The same as a matrix product, of all images at a time.
-        weight = weight.permute(2, 3, 1, 0).flatten(0, 2).double()
-        top, bottom, left, right = geometry.padding
-        x = F.pad(x, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous().double()
-        rows = _patches(x, self.kernel_size, size, geometry.stride, geometry.dilation).reshape(
-            len(x) * size[0] * size[1], len(weight))
-        y = (rows @ weight).float() * scale
-        return y.view(len(x), *size, self.out_channels).permute(0, 3, 1, 2)
+        offset = torch.zeros(len(weight), dtype=torch.float32)
+        return image_kernel.convolution(x, weight, geometry, scale, offset).permute(0, 3, 1, 2)
 
     def next_codes(self, x: Tensor, to_codes: ToCodes) -> Tensor:
         """In inference on a CPU, without groups and gradients: the codes that the next layer makes of the output for image
@@ -162,14 +153,6 @@ def _in_float16(x):
     kind = x.device.type
     by_autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return (torch.get_autocast_dtype(kind) if by_autocast else x.dtype) == torch.float16
-
-
-def _patches(x, kernel, size, stride, dilation):
-    """What each output pixel of a convolution sees of `x`, `[N, H, W, in]` and padded: a view `[N, *size, *kernel, in]`."""
-    image, row, pixel, channel = x.stride()
-    (sy, sx), (dy, dx) = stride, dilation
-    return x.as_strided((len(x), *size, *kernel, x.shape[3]),
-                        (image, sy * row, sx * pixel, dy * row, dx * pixel, channel), x.storage_offset())
 
 
 class QLinear(_Quantized, nn.Linear):
@@ -192,6 +175,3 @@ class QLinear(_Quantized, nn.Linear):
 
     def _operation_gradients(self, grad, x, weight, wanted):
         return grad @ weight if wanted[0] else None, grad.t() @ x if wanted[1] else None
-
-    def _exact_operation(self, x, weight, scale):
-        return self._operation(x.double(), weight.double()).float() * scale

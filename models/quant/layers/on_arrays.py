@@ -19,14 +19,25 @@ LARGEST_STEP = 2**32  # of a plan: far beyond all reads, and engines multiply it
 ADC_BUFFERS = ("adc_delta", "adc_q_min", "adc_gain", "adc_offset", "adc_bits_plan")  # endings of keys
 
 
-class OnArrays:
+class KeepsTypes:
+    """A module whose buffers `EXACT` keep their types in a network that gets another: `half()` would move codes."""
+
+    def _apply(self, fn, recurse=True):
+        exact = {name: getattr(self, name) for name in self.EXACT}
+        super()._apply(fn, recurse)
+        for name, values in exact.items():
+            setattr(self, name, None if values is None else values.to(getattr(self, name).device))
+        return self
+
+
+class OnArrays(KeepsTypes):
     """The part of a layer that hardware holds: the spec, the ADC ranges and their correction as buffers, the codes of its weight or
     others in their place, and the cells of a chip. `mapped()` is all of it as engines see it.
 
     A layer adds its quantizers, `weight`, `bias`, `_weight4()`, the weight as `[out, in / groups, kh, kw]`, and `_geometry()`.
     """
 
-    EXACT = ADC_BUFFERS  # what keeps its type
+    EXACT = ADC_BUFFERS
 
     def _put_on(self, spec):
         self.register_buffer("adc_bits_plan", None)
@@ -107,9 +118,12 @@ class OnArrays:
         if len(ranges) != len(self.slice_bits):
             raise ValueError(f"{len(ranges)} ADC ranges are given for {len(self.slice_bits)} slices")
         delta, q_min = zip(*ranges)
-        self.adc_delta = torch.tensor(delta, dtype=torch.float64, device=self.adc_delta.device)
-        self.adc_q_min = torch.tensor(q_min, dtype=torch.int64, device=self.adc_q_min.device)
-        self.adc_bits_plan = None
+        self._take(delta, q_min)
+
+    def _take(self, delta, q_min, bits=None):
+        self.adc_delta = self.adc_delta.new_tensor(np.asarray(delta))
+        self.adc_q_min, self.adc_bits_plan = (None if codes is None else self.adc_q_min.new_tensor(np.asarray(codes))
+                                              for codes in (q_min, bits))
         self.set_correction(torch.ones_like(self.adc_gain), torch.zeros_like(self.adc_offset))
 
     @property
@@ -140,11 +154,7 @@ class OnArrays:
         for name, values in (("bits", plan.bits), ("q_min", plan.q_min)):
             if (odd := np.asarray(values)[np.asarray(values) % 1 != 0]).size:
                 raise ValueError(f"{name} of a plan are whole numbers, and {odd[0]} is given: a mean such as 2.5 is adc_bits of the spec")
-        device = self.adc_delta.device
-        self.adc_bits_plan, self.adc_q_min = (torch.tensor(np.asarray(values), dtype=torch.int64, device=device)
-                                              for values in (plan.bits, plan.q_min))
-        self.adc_delta = torch.tensor(np.asarray(plan.delta), dtype=torch.float64, device=device)
-        self.set_correction(torch.ones_like(self.adc_gain), torch.zeros_like(self.adc_offset))
+        self._take(plan.delta, plan.q_min, plan.bits)
 
     def set_correction(self, gain: Tensor, offset: Tensor) -> None:
         """Set the digital `gain` and `offset` of each output channel, `[out]`, the offset in units of the output.
@@ -316,13 +326,6 @@ class OnArrays:
                 found = [values[tuple(kind)].item() for values in (bits, q_min, delta)]
                 raise ValueError("this layer's ADC plan ({} bits, lowest code {}, step {} of digit, slice and perhaps class {}) is not one "
                                  "of {}; calibrate again".format(*found, kind.tolist(), words))
-
-    def _apply(self, fn, recurse=True):
-        exact = {name: getattr(self, name) for name in self.EXACT}
-        super()._apply(fn, recurse)
-        for name, values in exact.items():  # in the type they have: half() would move ties
-            setattr(self, name, None if values is None else values.to(getattr(self, name).device))
-        return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if prefix + "adc_delta" in state_dict:  # other ranges: a correction comes with them, or there is none

@@ -1,25 +1,11 @@
 """The last chips that a network was on (`LastChips`): who measures one of them on more images need not program and correct it again."""
 
 from collections.abc import Hashable
-from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..arrays.cells import Chip
 from ..layers.crossbar import crossbar_layers
-
-
-class _Kept(NamedTuple):
-    chip: Chip | None
-    gain: Tensor
-    offset: Tensor
-
-    @property
-    def bytes(self) -> int:
-        if self.chip is None:
-            return 0
-        cells, both = (self.chip.cells, self.chip.nominal), self.chip.readout and self.chip.readout.both
-        return sum(each.values.nbytes for each in cells if each is not None) + (0 if both is None else both.nbytes)
 
 
 class LastChips:
@@ -27,7 +13,7 @@ class LastChips:
 
     def __init__(self, most_bytes: int = 0) -> None:
         self.most_bytes = most_bytes
-        self._kept: dict[Hashable, dict[str, _Kept]] = {}
+        self._kept = {}  # (chip, gain, offset) of each layer
 
     def keep(self, network: nn.Module, key: Hashable) -> None:
         """Remember the chip that the network is on. Args: key, all that it follows from, but for the network."""
@@ -35,24 +21,30 @@ class LastChips:
             return
         key = _where(network, key)
         self._kept.pop(key, None)
-        self._kept[key] = {name: _Kept(layer.chip, layer.adc_gain.clone(), layer.adc_offset.clone())
-                           for name, layer in crossbar_layers(network)}
-        while sum(each.bytes for chip in self._kept.values() for each in chip.values()) > self.most_bytes:
+        self._kept[key] = [(layer.chip, layer.adc_gain.clone(), layer.adc_offset.clone()) for _, layer in crossbar_layers(network)]
+        while sum(_bytes(chip) for kept in self._kept.values() for chip, *_ in kept) > self.most_bytes:
             del self._kept[next(iter(self._kept))]
 
     def give(self, network: nn.Module, key: Hashable) -> bool:
         """Put the network on a chip that is remembered; whether there is one."""
         kept = self._kept.get(_where(network, key))
-        for name, layer in crossbar_layers(network) if kept else ():
-            layer.chip = kept[name].chip
+        for (_, layer), (chip, *_) in zip(crossbar_layers(network), kept or ()):
+            layer.chip = chip
         return kept is not None
 
     def correct(self, network: nn.Module, key: Hashable) -> bool:
         """Correct the outputs of the network as those of that chip were; whether there is one."""
         kept = self._kept.get(_where(network, key))
-        for name, layer in crossbar_layers(network) if kept else ():
-            layer.set_correction(kept[name].gain, kept[name].offset)
+        for (_, layer), (_, *correction) in zip(crossbar_layers(network), kept or ()):
+            layer.set_correction(*correction)
         return kept is not None
+
+
+def _bytes(chip: Chip | None) -> int:
+    if chip is None:
+        return 0
+    cells, both = (chip.cells, chip.nominal), chip.readout and chip.readout.both
+    return sum(each.values.nbytes for each in cells if each is not None) + (0 if both is None else both.nbytes)
 
 
 def _where(network, key):

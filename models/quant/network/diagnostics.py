@@ -193,7 +193,7 @@ def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
     histogram = counts.sum(axis=(0, 1))
     seen = np.flatnonzero(histogram)  # the others may be millions
     u = layer.bins.values[seen]
-    ranges, v, counts = _ranges_of(layer, k, len(counts)), layer.unit * u, counts.reshape(len(adcs), -1)[:, seen]  # [digit and class, u]
+    ranges, v, counts = _ranges_of(layer, k), layer.unit * u, counts.reshape(len(adcs), -1)[:, seen]  # [digit and class, u]
     q = np.stack([each.encode(u, layer.unit) for each in adcs])
     clips = np.stack([(each.nearest(v / each.delta) != codes) & (each.bits > 0) for each, codes in zip(adcs, q)])
     error = np.stack([each.decode(codes) - v for each, codes in zip(adcs, q)])
@@ -209,15 +209,12 @@ def _slice(layer: MappedLayer, k: int, counts: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _ranges_of(layer, k, digits):
+def _ranges_of(layer, k):
     """Step and lowest code of a slice, and the values of its codes; with a plan step, lowest code and bits of each digit, or of each digit
     and class."""
     if layer.spec.planned:
-        kinds, found = [[layer.converter(z, k, j) for j in range(layer.classes)] for z in range(digits)], {}
-        for name in ("delta", "q_min", "bits"):
-            values = [[getattr(each, name) for each in of_digit] for of_digit in kinds]
-            found[name] = values if layer.by_ones else [of_digit[-1] for of_digit in values]
-        return found
+        plan = {"delta": layer.adc_delta, "q_min": layer.adc_q_min, "bits": layer.adc_bits_plan}
+        return {name: values[:, k].tolist() for name, values in plan.items()}
     one = layer.converter(0, k)
     return {"delta": one.delta, "q_min": one.q_min, "values": one.decode(np.arange(one.q_min, one.q_max + 1)).tolist()}
 
