@@ -21,10 +21,10 @@ from pathlib import Path
 from common import build, markdown_table, median_seconds, parser_of, sample_images, write_results
 
 import torch
-from experiment.inputs.checkpoint import load_checkpoint, load_weights
 from models import quant
 from models.quant.layers.quantizers import OFF
 from models.quant.network.modes import hooked
+from utils import load_network
 
 W_BITS = A_BITS = 4
 ADC_BITS = 6
@@ -37,18 +37,11 @@ PLANS = {"uniform 4-bit ADC": {"adc_bits": 4}, "plan of 2 bits in the mean": {"a
 
 def crossbar_network(args, images):
     """VGG7 on crossbars with sensible activations: weights of a checkpoint, or random ones and the images' statistics."""
-    net = build("vgg7_quant_eval", W_BITS, A_BITS)
     if args.resume:
-        state = load_checkpoint(args.resume)["state_dict"]
-        load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=args.resume)
-        return net.eval()
-    trained = build("vgg7_quant", W_BITS, A_BITS).train()
-    for module in trained.modules():
-        if hasattr(module, "momentum"):
-            module.momentum = None  # plain average over the calls
-    with torch.no_grad():
-        trained(images)
-    load_weights(net, trained.state_dict(), allow_missing=quant.ADC_BUFFERS)
+        return load_network(args.resume)
+    net = build("vgg7_quant_eval", W_BITS, A_BITS)
+    with quant.without_adc(net):
+        torch.optim.swa_utils.update_bn([images], net)
     return net.eval()
 
 

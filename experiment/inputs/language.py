@@ -135,24 +135,14 @@ def windows_of(tokens: Tensor, window: int, stride: int, batch_size: int) -> lis
 
     The target of output t of a window is token t + 1 of it, or `IGNORED` where an earlier window counted that, or where there is none.
     """
-    count = 1 + -(-max(len(tokens) - window, 0) // stride)
-    starts = torch.arange(count) * stride
-    ends = (starts + window).clamp(max=len(tokens))
-    batches = []
-    for part in _alike(starts, ends, batch_size):
-        places = starts[part, None] + torch.arange(int(ends[part[0]] - starts[part[0]]))
-        counted = torch.where(part > 0, ends[part - 1], 0)[:, None]  # up to where earlier windows reach
-        following = places[:, 1:]
-        targets = torch.where(following >= counted, tokens[following], IGNORED)
-        batches.append({"input_ids": tokens[places], "targets": nn.functional.pad(targets, (0, 1), value=IGNORED)})
-    return [batch for batch in batches if bool((batch["targets"] != IGNORED).any())]
-
-
-def _alike(starts, ends, batch_size):
-    """Numbers of the windows, in batches of one length."""
-    whole = int((ends - starts == ends[0] - starts[0]).sum())
-    numbers = torch.arange(len(starts))
-    return [part for part in (*numbers[:whole].split(batch_size), numbers[whole:]) if len(part)]
+    alike: dict[int, list[Tensor]] = {}  # windows of one length
+    for start in range(0, max(len(tokens) - window, 0) + stride, stride):
+        own = tokens[start:start + window]
+        targets = nn.functional.pad(own[1:], (0, 1), value=IGNORED)
+        targets[:max(window - stride - 1, 0) if start else 0] = IGNORED  # which the window before counted
+        alike.setdefault(len(own), []).append(torch.stack([own, targets]))
+    batches = [part for found in alike.values() for part in torch.stack(found, 1).split(batch_size, 1)]
+    return [{"input_ids": ids, "targets": targets} for ids, targets in batches if bool((targets != IGNORED).any())]
 
 
 def _weighed(output: Any, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -136,15 +136,8 @@ def _text(value: Any) -> str:
     """A value as it is shown: some digits of a number, also of those in lists and dicts."""
     if isinstance(value, float):
         return f"{float(f'{value:.{DIGITS}g}'):.{2 * DIGITS}g}"
-    return value if isinstance(value, str) else json.dumps(_short(value))
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _short(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_short(each) for each in value]
-    return float(_text(value)) if isinstance(value, float) else value
+    shortened = {"parse_float": lambda each: float(_text(float(each)))}
+    return value if isinstance(value, str) else json.dumps(json.loads(json.dumps(value), **shortened))
 
 
 def _definitions(values: Mapping[str, Any]) -> str:

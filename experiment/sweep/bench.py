@@ -78,8 +78,7 @@ class Bench:
         self.facts = machine.machine_info() | {"command": command}
         self.sha256: dict[str, str] = {}  # of the weight codes of each layer's cells
         self.keys: dict[Setting | str | None, str] = {}
-        self.known: dict[str, dict[str, Any]] = {}  # points that were read, by key
-        self.known_chips: dict[str, dict[str, Any]] = {}  # those of chips of several
+        self.known: dict[tuple[str, bool], dict[str, Any]] = {}  # points that were read, by key and whether of one of several chips
         self.shown: images.EvalImages | None = None
         self.fillings: list[str] = []
 
@@ -223,19 +222,16 @@ class Bench:
             self.keys[setting] = self.points.key(self.decides(setting))
         return self.keys[setting]
 
-    def point(self, setting: Setting | str | None) -> dict[str, Any] | None:
+    def point(self, setting: Setting | str | None, of_several: bool = False) -> dict[str, Any] | None:
         """The point of a setting, or of `FLOAT`; None where none was measured, here or elsewhere."""
-        key = self.key(setting)
-        if key not in self.known and (point := self.points.current(key)):
-            self.known[key] = point
-        return self.known.get(key)
+        place = self.key(setting), of_several
+        if place not in self.known and (point := self.points.current(*place)):
+            self.known[place] = point
+        return self.known.get(place)
 
     def chip(self, setting: Setting | None) -> dict[str, Any] | None:
-        """The point of a setting with one chip, measured by itself or as one of several; None where it was neither."""
-        key = self.key(setting)
-        if key not in self.known_chips and (point := self.point(setting) or self.points.current(key, of_several=True)):
-            self.known_chips[key] = point
-        return self.known_chips.get(key)
+        """The point of a setting with one chip, measured as one of several or by itself; None where it was neither."""
+        return self.point(setting, of_several=True) or self.point(setting)
 
     def record_of_chip(self, setting: Setting) -> Record:
         """What was measured of a setting with one chip, whose point is there."""

@@ -47,7 +47,7 @@ def part_of(bench: Bench, number: int) -> Bench:
     found.points.expect(bench.points.answers, bench.log)
     found.points.look_for_older(bench.settings.older_points)
     found.decides_all = bench.decides_all | {"images": keys.of_images(found.shown.batches, found.shown.labels)}
-    found.keys, found.known, found.known_chips = {}, {}, {}
+    found.keys, found.known = {}, {}
     found.cache.chips.most_bytes = MOST_BYTES
     return found
 
