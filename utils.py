@@ -43,7 +43,7 @@ def load_network(path: str | Path, **flags: Any) -> nn.Module:
 
 def load_images(dataset: str, path: str | Path = "./data", split: str = "test", limit: int | None = None, network: nn.Module | None = None
                 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(network inputs `[N, 3, 32, 32]`, classes `[N]`) of a data set: one of `data.DATASETS`, with its folder.
+    """(network inputs `[N, 3, 32, 32]`, classes `[N]`) of a data set with its folder: digits, cifar10, cifar100 or imagefolder.
 
     Args: split, "test", "training", or "calibration", the 256 training images that eval.py calibrates on; limit, how many of the first
         two, taken evenly; network, of `load_network`: images are then scaled as in its training, and refused where their classes are

@@ -251,7 +251,7 @@ def test_sources_of_typical_values_and_ends(cost):
     records[1] = replace(records[1], setting=Setting(CrossbarSpec(adc_bits=3)))
     lines = [line.split() for line in cost_report.sources_table(records).split("\na value for")[0].splitlines()[2:]]
     assert lines == [line.split() for line in (
-        "adc_energy, 6-bit ADC typical B B pJ", "cheapest A A pJ", "dearest C C pJ", "adc_energy, 3-bit ADC one source B B pJ",
+        "adc_energy, 6 bits typical B B pJ", "cheapest A A pJ", "dearest C C pJ", "adc_energy, 3 bits one source B B pJ",
         "row_on typical and cheapest A A pJ", "dearest B B pJ", "add one source A A pJ")]
     assert "one source makes both" in " ".join(settings_table(records, 100, "test images").split())
 

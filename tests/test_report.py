@@ -52,7 +52,7 @@ def test_a_table_says_once_what_all_settings_share():
         "software", "1-bit cells", "2-bit cells", "2-bit cells, mapping im2col"]
     text = settings_table([record(None), record(Setting(specs[0]))], 100, "test images")
     assert text.startswith("setting ") and "\n1-bit cells, 6-bit ADC, calibrated, rows 64   " in text
-    assert in_common(["a, b, c", "c, b", "b, d, c"]) == ("b, c", ["a", "nothing else", "d"])
+    assert in_common(["a, b, c", "c, b", "b, d, c"]) == ("b, c", ["a", "otherwise default", "d"])
     chips = Chips(device=Device.preset("techA", time="1h"))
     text = settings_table([record(None), record(), record(Setting(chips=chips))], 100, "test images")
     assert "\nideal cells " in text and "\ntechA at 1h " in text

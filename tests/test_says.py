@@ -69,4 +69,4 @@ def test_what_a_conversion_chose():
                            "unsigned in 2 of 3 layers, twos in 1 of 3 layers; ranges of inputs from 0..")
     with torch.no_grad():
         low, high = (float(model[:end](x).max()) for end in (2, 4))
-    assert text.endswith(f"from 0..{low:.3g} (2) to 0..{high:.3g} (4)")
+    assert text.endswith(f"from 0..{low:.3g} (layer 2) to 0..{high:.3g} (layer 4)")

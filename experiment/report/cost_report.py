@@ -102,7 +102,7 @@ def sources_table(records: Sequence[Record]) -> str:
     rows = []
     for part, ways in found.items():
         for (low, typical, high), bits in ways.items():
-            name = part if len(ways) == 1 else f"{part}, {' '.join(f'{b:g}' for b in sorted(bits))}-bit ADC"
+            name = part if len(ways) == 1 else f"{part}, {' and '.join(f'{b:g}' for b in sorted(bits))} bits"
             roles: dict[Origin, list[str]] = {}
             for origin, role in ((typical, "typical"), (low, "cheapest"), (high, "dearest")):
                 roles.setdefault(origin, []).append(role)

@@ -52,7 +52,7 @@ def in_common(names: Sequence[str]) -> tuple[str, list[str]]:
     """(what all of several names say, what is left of each). The parts of a name stand between commas."""
     parts = [name.split(", ") for name in names]
     shared = [part for part in parts[0] if all(part in others for others in parts[1:])] if len(parts) > 1 else []
-    return ", ".join(shared), [", ".join(part for part in own if part not in shared) or "nothing else" for own in parts]
+    return ", ".join(shared), [", ".join(part for part in own if part not in shared) or "otherwise default" for own in parts]
 
 
 def _wide(column: Sequence[str]) -> int:

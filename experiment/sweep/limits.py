@@ -149,10 +149,11 @@ class Limit:
 
     def _say(self, seen: Seen) -> None:
         look, scale = seen.look, self.metric.scale
-        ends = " to ".join(scale.text(value) for value in sorted((self._value(seen.low), self._value(seen.high))))
+        most = 100.0 if scale.unit == "%" else math.inf
+        ends = " to ".join(scale.text(min(value, most)) for value in sorted((self._value(seen.low), self._value(seen.high))))
         by = f"{chips_text(look.chips * self.drawn)}, {look.images} images"
         self.log.info(f"{self.case.span.flag} {self.case.text(seen.place)}: {scale.name} {ends}, {by}: "
-                      f"{ {True: 'kept', False: 'not kept', None: 'open'}[seen.keeps]}")
+                      f"{ {True: 'kept', False: 'not kept', None: 'undecided'}[seen.keeps]}")
 
     @property
     def share(self) -> float:
