@@ -182,17 +182,6 @@ def _window_codes(x, scale, low, high, lift, top, left, out, sources=SOURCES):
     return unknown
 
 
-def _whole(value):
-    """A sum as an integer: one that a float32 holds, of 32 bits."""
-
-
-@overload(_whole)
-def _(value):
-    if isinstance(value, types.Float):
-        return lambda value: np.int32(value)
-    return lambda value: value
-
-
 @njit(cache=True, parallel=True)
 def _scale(acc, unit, shift, scale, offset, to_codes, out, sources=SOURCES):
     """`scale_sum` of each sum `[pixels, channels]`, float32, or with gains in `to_codes` the next layer's code, uint8, into `out`."""
@@ -202,7 +191,7 @@ def _scale(acc, unit, shift, scale, offset, to_codes, out, sources=SOURCES):
         for i in range(chunk * together, min(pixels, (chunk + 1) * together)):
             for c in range(channels):
                 if len(shift):
-                    y = scale_sum(_whole(acc[i, c]) * unit + shift[c], scale[c], offset[c])
+                    y = scale_sum(shift.dtype.type(acc[i, c]) * unit + shift[c], scale[c], offset[c])
                 else:
                     y = scale_sum(acc[i, c], scale[c], offset[c])
                 if len(to_codes.gain):

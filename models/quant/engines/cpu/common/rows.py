@@ -9,7 +9,7 @@ from collections import namedtuple
 import numpy as np
 
 from ....kernels.inner import inlined, inner
-from ....kernels.simd import (LANES, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
+from ....kernels.simd import (LANES, bit_length, bit_of_bytes, can_compress, int64_at, put_compressed, put_int64, put_uint32, splat, store,
                               trailing_zeros, uint8_at, uint32_at)
 from .layout import BOUNDS, FIRST, INTERVAL, LAST, ROW, SEGMENT, SLOT, TAP_X, TAP_Y
 
@@ -22,10 +22,7 @@ Source = namedtuple("Source", "height width kept")
 @inner
 def rows_to_keep(shape, lines=1):
     """Input rows that so many output rows need, or a few more: a power of two, so that a remainder is a bit mask."""
-    kept = 1
-    while kept < shape.reach_y + (lines - 1) * shape.stride_y:
-        kept *= 2
-    return kept
+    return 1 << bit_length(shape.reach_y + (lines - 1) * shape.stride_y - 1)
 
 
 @inlined

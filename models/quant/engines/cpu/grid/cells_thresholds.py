@@ -123,22 +123,22 @@ class ComparedForms:
         layer, spec, shape, found, values = self.layer, self.layer.spec, self._shape, self._found, self._values
         self.__dict__.pop("_found", None)
         biases, worth, parts, short, narrow = self._biases, self._worth, self._parts, self._short, self.narrow
-        kinds, tables, spans, places = np.zeros((*shape, FIELDS), np.int64), _Joined(), _Joined(), {}
+        kinds, tables, spans, places = np.zeros((*shape, FIELDS), np.int64), [], [], {}
         for (k, converter), (x, low, high) in found.items():
             if levels:
                 tree, apart = _trees(layer, x, levels, narrow)
-                places[k, converter] = low, high, 0, tables.add(tree), apart, 0, 0
+                places[k, converter] = low, high, 0, _put(tables, tree), apart, 0, 0
                 continue
             span = max(0, (high - low).bit_length() - SPANS)
             table, apart = _table(layer, x, high - low + 1, narrow, np.uint16 if short else np.int32)
             of_spans = _spans(x, span, 2 * WIDE if narrow else WIDE)
-            places[k, converter] = low, high, span, tables.add(table), apart, spans.add(of_spans), 2**SPANS * (x.size > x.shape[-1])
-        codes, of_codes, idle, silent = _Joined(), {}, _Joined(), True
+            places[k, converter] = low, high, span, _put(tables, table), apart, _put(spans, of_spans), 2**SPANS * (x.size > x.shape[-1])
+        codes, of_codes, idle, silent = [], {}, [], True
         for z, k, j in np.ndindex(shape):
             converter = layer.converter(z, k, j)
             own = values[z, k, j] // (worth[k] if narrow else converter.factor << spec.dac_bits * z)
             key = own.tobytes()
-            of_codes[key] = of_codes[key] if key in of_codes else codes.add(np.append(own, [own[-1]] * TOGETHER))
+            of_codes[key] = of_codes[key] if key in of_codes else _put(codes, np.append(own, [own[-1]] * TOGETHER))
             rise = np.unique(np.diff(own))
             low, high, span, first, apart, *of_spans = places.get((k, converter), (0,) * 7)
             bias = biases[k] if narrow else 0
@@ -150,14 +150,14 @@ class ComparedForms:
                 of_columns = own[(found[k, converter][0] <= -low).sum(-1)]
                 silent = silent and not of_columns.any()
                 block = _in_blocks(layer, of_columns[..., None], 0, narrow, np.int64)
-                at_rest = idle.add(block.ravel()), math.prod(block.shape[3:]) * (of_columns.size > 1)
+                at_rest = _put(idle, block.ravel()), math.prod(block.shape[3:]) * (of_columns.size > 1)
             kinds[z, k, j] = low, high, span, first, apart, of_codes[key], *of_spans, factor, start, low + bias, rise, *at_rest
         of_trees = self._of_trees(levels) if levels else NOTHING_COMPARED[-3:]
-        values = codes.whole(np.int64)
+        values = _joined(codes, np.int64)
         worth = (worth if narrow or levels else np.zeros(shape[1], np.int64)) << spec.cell_bits * np.arange(shape[1])
-        return Compared(narrow, short, idle.whole(np.int16 if narrow else np.int32).view(np.uint8), silent, kinds,
-                        tables.whole(np.uint16 if short else np.int32).view(np.uint8), values, np.diff(values, append=0),
-                        spans.whole(np.int32).reshape(-1, 2), worth, parts, levels, *of_trees)
+        return Compared(narrow, short, _joined(idle, np.int16 if narrow else np.int32).view(np.uint8), silent, kinds,
+                        _joined(tables, np.uint16 if short else np.int32).view(np.uint8), values, np.diff(values, append=0),
+                        _joined(spans, np.int32).reshape(-1, 2), worth, parts, levels, *of_trees)
 
     def _of_trees(self, levels):
         """`Compared.tree_values`, `scales` and `run_of`."""
@@ -188,20 +188,14 @@ def as_tree(thresholds: np.ndarray, levels: int) -> np.ndarray:
     return tree
 
 
-class _Joined:
-    """Arrays one behind the other."""
+def _put(parts, part):
+    """The place, in entries, of a part that is put behind the others."""
+    parts.append(part)
+    return sum(map(len, parts[:-1]))
 
-    def __init__(self):
-        self.parts, self.size = [], 0
 
-    def add(self, part):
-        """Its place, in entries."""
-        self.parts.append(part)
-        self.size += len(part)
-        return self.size - len(part)
-
-    def whole(self, dtype):
-        return np.concatenate(self.parts or [np.zeros(0)]).astype(dtype)
+def _joined(parts, dtype):
+    return np.concatenate(parts or [np.zeros(0)]).astype(dtype)
 
 
 def _in_reads(thresholds, low, high):

@@ -134,14 +134,9 @@ def static_form(low: int, high: int, unit: float, converter: Converter) -> Stati
     # first, one step to spare, since P moves u by two.
     first = int(u[np.flatnonzero(codes == codes[0])[-1]])
     last = int(u[np.flatnonzero(codes == codes[-1])[0]]) if codes[0] != codes[-1] else first
-    bounds = converter.q_min, converter.q_max
-    for domain in ((-240, 240), (first - 1, last + 1)):
-        if domain[0] < first and domain[1] > last:
-            inside = u[(u >= domain[0]) & (u <= domain[1])]
-            form = fixed_point(inside, codes[inside - low], unit / converter.delta, bounds)
-            if form:
-                return StaticForm(form, (first, last), int(np.abs(codes).max()), silent)
-    return None
+    inside = u[(u >= first - 1) & (u <= last + 1)]
+    form = fixed_point(inside, codes[inside - low], unit / converter.delta, (converter.q_min, converter.q_max))
+    return StaticForm(form, (first, last), int(np.abs(codes).max()), silent) if form else None
 
 
 def or_beyond(part: np.ndarray, low: int, high: int) -> tuple[int, int]:

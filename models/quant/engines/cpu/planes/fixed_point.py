@@ -21,14 +21,9 @@ def fixed_point(u: np.ndarray, codes: np.ndarray, gain: float,
     x = u.astype(np.int64)
     reach = int(np.abs(x).max()) + 1 + int(np.ceil(1 / gain))
     shift = 15 - int(reach).bit_length()
-    if shift < 0:
+    fraction = min(14, int(np.floor(np.log2(32767 / gain))) - 16 + shift)
+    if shift < 0 or fraction < 0:
         return None
-    fraction = int(np.floor(np.log2(32767 / gain))) - 16 + shift
-    if fraction < 0:
-        shift, fraction = shift - fraction, 0
-        if (reach << shift) >= 2**15:
-            return None
-    fraction = min(fraction, 14)
     factor = gain * 2.0 ** (16 + fraction - shift)
     if not 1 <= factor < 32760:
         return None
