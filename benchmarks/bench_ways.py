@@ -32,6 +32,7 @@ SETTINGS = {
     "no ADC": {"adc_range": "ideal"},
     **{f"{cells}-bit cells, {adc}-bit ADC": {"cell_bits": cells, "adc_bits": adc}
        for cells, adc in ((1, 6), (1, 4), (2, 6), (4, 6), (4, 8))},
+    **{f"whole inputs, {cells}-bit cells, 8-bit ADC": {"cell_bits": cells, "adc_bits": 8, "dac_bits": 8} for cells in (1, 4)},
     "plan of 2 bits": {"adc_bits": 2, "adc_plan": "significance"},
     "ranges of the batch": {"adc_bits": 6, "adc_range": "dynamic"},
     **{f"{cells}-bit cells, {kind}": {"cell_bits": cells, "adc_bits": 6} for cells in (1, 4) for kind in CHIPS},
@@ -53,8 +54,8 @@ def networks(args: argparse.Namespace) -> Iterator[tuple[str, nn.Module, torch.T
 
 
 def _on(network, images, bits, options):
-    network = copy.deepcopy(network)
-    quant.set_spec(network, CrossbarSpec(*bits, **options))
+    network, a_bits = copy.deepcopy(network), bits[1]
+    quant.set_spec(network, CrossbarSpec(*bits, **options | {"dac_bits": min(options.get("dac_bits", 1), a_bits)}))
     if options.get("adc_range") is None:
         quant.calibrate(network, images, correct=None)
     return network
