@@ -92,6 +92,8 @@ def test_reads_that_float32_does_not_hold(mapping, rows, cell_bits, largest):
 @pytest.mark.parametrize("chosen, wanted", [
     ({"dense"}, "dense"), ({"by reads", "side by side"}, "side by side"), ({"by reads", "by columns"}, "by columns")])
 def test_the_fastest_way_is_taken(monkeypatch, chosen, wanted, chip):
+    if wanted == "side by side" and not has_byte_tables():
+        wanted = "by columns"  # this machine has no other
     asked, taken = {}, []
     case = large_case(CrossbarSpec(4, 4, 2, 5, 128, dac_bits=2), False)
     case.delta = [7.0, 7.0]
