@@ -42,7 +42,7 @@ class _SayCompiling(event.Listener):
     def on_start(self, compilation):
         for op, kernel in _kernels.items():
             if compilation.data["dispatcher"] is kernel.compiled:
-                log.warning("compiling the numba kernel for %s; the result is kept, it takes 7 to 20 seconds, once",
+                log.warning("compiling the numba kernel for %s; the result is kept, it takes 2 to 10 seconds, once",
                             _WHAT[op])
 
     def on_end(self, compilation):
