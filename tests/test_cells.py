@@ -792,15 +792,6 @@ def test_a_state_dict_holds_no_chip_and_loading_weights_drops_it(network):
     assert torch.equal(outputs(model, images), wanted)
 
 
-def test_a_chip_stays_when_the_weight_changes():
-    layer, x = linear(CrossbarSpec(adc_range="full")), torch.rand(3, 40)
-    program(nn.ModuleList([layer]), BROAD)
-    with torch.no_grad():
-        before = layer(x)
-        layer.set_codes(torch.zeros_like(layer.w_codes()))
-        assert torch.equal(layer(x), before)
-
-
 def test_another_spec_for_the_whole_network_keeps_or_drops_its_chip(network):
     model, _ = network
     program(model, BROAD)

@@ -45,7 +45,7 @@ CODE = {
     "chips": (".devices.*", ".network.program", ".measuring.chips"),
     "wires": (".devices.wires",),
     "weight_noise": (".network.weight_noise", ".measuring.weight_noise"),
-    "conversion": (".conversion.*", ".kernels.steps", "experiment.start.conversion"),
+    "conversion": (".conversion.*", ".layers.convolution", ".kernels.steps", "experiment.start.conversion"),
     "language": ("experiment.inputs.language",),
     "costs": (".cost.*", "experiment.settings.costs"),
 }

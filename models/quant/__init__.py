@@ -6,7 +6,7 @@ from .arrays.cells import Cells, Chip
 from .arrays.mapping import MappedLayer
 from .arrays.readout import Readout, image_numbers
 from .arrays.spec import CrossbarSpec, Geometry
-from .conversion import convert
+from .conversion import Training, convert, recalibrate, recalibrate_every, train_through
 from .devices import Device, Wires
 from .engines import set_engine
 from .layers.crossbar import Qconv2dDoreFa, QLinearDoreFa, crossbar_layers, give_ranges, ranges_of, set_spec
@@ -34,4 +34,5 @@ __all__ = ["AQ", "WQ", "SAWB", "Qconv2d", "QLinear", "CrossbarSpec", "Calibratio
            "read_planes", "sha256", "Cells", "Chip", "Device", "Wires", "Readout", "check_chip", "program", "image_numbers",
            "chips_in", "keep_effective_cells", "load_cells", "read_cells", "write_cells", "convert", "MOST_LEVELS", "Cache",
            "Chips", "Record", "Setting", "WeightNoise", "add_weight_noise", "load", "measure", "measure_float", "Metric",
-           "cross_entropy", "perplexity", "signal_to_error", "top5", "Task", "save"]
+           "cross_entropy", "perplexity", "signal_to_error", "top5", "Task", "save",
+           "Training", "recalibrate", "recalibrate_every", "train_through"]

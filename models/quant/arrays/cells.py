@@ -93,6 +93,7 @@ class Chip:
         of_arrays: whether its cells depend on which rows share an array, as with wires and with a map of stuck cells.
         code_sums: `OnArrays.code_sums` of the weight that it was programmed to. None: those of the layer's present weight. Float64 where
             they are no whole numbers.
+        of: `OnArrays.version` of the weight that it was programmed to. None: not known.
     """
 
     cells: Cells
@@ -100,6 +101,7 @@ class Chip:
     readout: Readout | None = None
     of_arrays: bool = False
     code_sums: Tensor | None = None
+    of: list[tuple] | None = None
 
     def fits(self, old: CrossbarSpec, new: CrossbarSpec) -> bool:
         """Whether the chip that was made for `old` hardware is one of `new`."""

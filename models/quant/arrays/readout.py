@@ -122,6 +122,11 @@ def first_image() -> int:
     return _images.get()[0]
 
 
+def numbered() -> bool:
+    """Whether somebody has given the images at hand their numbers."""
+    return _images.get()[2] is not None
+
+
 def image_count() -> int | None:
     """How many images the batch at hand has, where that is known."""
     return _images.get()[1]

@@ -31,6 +31,7 @@ from .options import fits, labels_of, names_of, scales_of, short, specs_of
 from .report import ConversionReport
 from .scales import METHODS, WEIGHT_METHODS
 from .tracing import Product, Trace, trace
+from .training import Training, train_through
 
 REPORT_IMAGES = 4  # of which the report compares every layer's outputs
 ROUNDINGS = ("nearest", "gptq")
@@ -43,7 +44,8 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
             specs: Mapping[str, CrossbarSpec] | None = None, first_last_bits: int | None = 8,
             weight_scale: str | Mapping[str, Tensor | float] = "mse", inputs: str = "phases", activations: str = "mse",
             input_scales: Mapping[str, tuple[float, int, int]] | None = None, rounding: str = "nearest", correct: str = "channel",
-            qat: bool = False, inplace: bool = False, strict: bool = True, batch_dim: int = 0, take: Take | None = None) -> nn.Module:
+            train: Training | str | None = None, qat: bool = False, inplace: bool = False, strict: bool = True, batch_dim: int = 0,
+            take: Take | None = None) -> nn.Module:
     """A copy of a network whose products with weights are computed on crossbars.
 
     `y_c = g_c (s_a s_c sum A (W - m) + bias_c) + o_c` with `W = clip(rint(w / s_c), -m, m) + m`, `m = 2^(w-1) - 1`, and
@@ -65,12 +67,15 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
         inputs: how inputs below zero drive word lines, one of `encodings.ENCODINGS`.
         rounding: "nearest", or "gptq" (Frantar et al., arXiv 2210.17323): later weights of a row make up for the errors of earlier ones.
         correct: "channel" gives each channel the float network's mean and deviation on the images, or "none".
-        qat: return it in training mode, in which products are those of quantized numbers with straight-through gradients.
+        train: return it in training mode, in which a forward pass goes through "quantizers", products of quantized numbers; "adc", what the
+            arrays give, ADCs included; or "chips", for which a `Training` says more. Gradients go straight through. None: a network to
+            be evaluated; in training mode it says once that it goes through quantizers.
+        qat: what train="quantizers" was called before.
         inplace: convert `model` itself, not a copy. An error may then leave it half converted.
         strict: raise an error for a weight that would stay digital and is not skipped. Otherwise it is only named in the report.
         batch_dim: the dimension of the batch: 1 for a network with tokens first, `[length, N, width]`.
         take: a function of a batch that returns (inputs, target), where it is not clear which part of it is what.
-    Returns: the network in evaluation mode, with `crossbar_report`, a `ConversionReport`.
+    Returns: the network, in evaluation mode unless it is to be trained, with `crossbar_report`, a `ConversionReport`.
     Raises: ValueError for options that are not allowed, images that the network does not take, or, with `strict`, a product with a weight
         that no crossbar does.
     """
@@ -78,6 +83,10 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
         check_is_spec(spec)
     options = dict(activations=(activations, METHODS), inputs=(inputs, ENCODINGS), rounding=(rounding, ROUNDINGS),
                    correct=(correct, CORRECTIONS))
+    train = "quantizers" if train is None and qat else train
+    training = Training(train) if isinstance(train, str) else train
+    if training is not None and spec is None:
+        raise ValueError("train is given without a spec: nothing is quantized, and the network trains as it is")
     _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
     net, skip = prepared_copy(model, inplace), [skip] if isinstance(skip, str) else list(skip)
     batches = batches_of_images(images, net, batch_dim, take)
@@ -98,9 +107,9 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
     net.crossbar_report = ConversionReport(
         digital, found.between, _never_used(net, found), notes, length(batches[0], batch_dim),
         digital_multiplications=found.others_multiplications + sum(product.multiplications for product in others),
-        options={"skip": skip, "inputs": inputs, "batch_dim": batch_dim})
+        options={"skip": skip, "inputs": inputs, "batch_dim": batch_dim, "correct": correct})
     net.crossbar_report.measure(net, bound, batches[0], found.output, first_of(batches[0], REPORT_IMAGES, batch_dim), unrounded)
-    return hooked(net).train(qat)
+    return hooked(net) if training is None else train_through(hooked(net), training).train()
 
 
 def _check(options: dict[str, tuple[Any, tuple]]) -> None:

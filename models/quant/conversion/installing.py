@@ -20,6 +20,7 @@ from .layer import ConvertedLayer
 from .options import NAME
 from .products import Form
 from .tracing import Product
+from .training import Passes
 
 
 def prepared_copy(model: nn.Module, inplace: bool) -> nn.Module:
@@ -96,8 +97,11 @@ def bind(net: nn.Module, layers: Mapping[Any, tuple[Product, CrossbarSpec | None
 
 
 def hooked(net: nn.Module) -> nn.Module:
-    """The network, which has layers now: not to be exported, and loading states."""
+    """The network, which has layers now: not to be exported, counting its passes, and loading states."""
     net.register_forward_pre_hook(refuse_export)
+    net.crossbar_passes = Passes()
+    net.register_forward_pre_hook(net.crossbar_passes.before, with_kwargs=True)
+    net.register_forward_hook(net.crossbar_passes.after, always_call=True)
     net.register_load_state_dict_post_hook(_settle)
     return net
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import engines
 from ..arrays import adc
@@ -16,7 +15,8 @@ from ..arrays.mapping import MappedLayer
 from ..arrays.readout import first_image, image_count, image_numbers, next_call
 from ..arrays.spec import MOST_ROWS, CrossbarSpec, Geometry
 from ..kernels import elementwise
-from ..layers.crossbar import CrossbarLayer
+from ..layers.convolution import convolution
+from ..layers.crossbar import CrossbarLayer, NoGradient
 from ..layers.eager import outside_graphs
 from ..layers.on_arrays import ADC_BUFFERS
 from ..layers.prepared import fingerprint
@@ -24,6 +24,7 @@ from . import encodings
 from .binding import Bound, plain
 from .linear_quantizers import InputQuantizer, LinearWQ
 from .products import Form
+from .straight_through import Product
 
 LOADED = ["loaded"]  # `_made_of`, until the whole state is
 
@@ -32,7 +33,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     """`y_c = gain_c (g_c (s_a s_c sum A (2 W - L) / 2 + bias_c) + o_c) + offset_c`: a product with quantized weight and input.
 
     `g_c`, `o_c` make up for what quantization does to the float network's channels (`convert`), gain and offset for what ADCs do
-    (`calibrate`). In training the product is that of the quantized input and weight, with straight-through gradients and no arrays.
+    (`calibrate`). In training it is a `Product`, with straight-through gradients: of the quantized input and weight, or what arrays make of
+    them (`through`).
 
     Args: form, the product; root, the parameter, a `Bound`, and path, how the weight follows from it; weight, as the product takes it;
         sources, of one that is computed at each call and kept as a buffer (`tracing.Product`), else None; spec, the hardware, whose bits
@@ -46,6 +48,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     bias = None  # comes with each call
     _made_of: list | None = None  # what the sources of `made` were, see `fingerprint`; None: whatever they are now, `made` is outdated
     out_scale = 1.0
+    through = "quantizers"  # what a forward pass in training goes through, one of `training.WAYS`
 
     def __init__(self, form: Form, root: Bound, path: str, weight: Tensor, sources: tuple[tuple[nn.Module, str], ...] | None,
                  spec: CrossbarSpec, encoding: str, quantized: bool = True) -> None:
@@ -104,8 +107,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         """Take note of the weight as the network has it at this call."""
         if self.made is not None:
             self.made = weight.detach()
-            trained = self.training and torch.is_grad_enabled()  # the optimizer's next step makes another weight
-            self._made_of = None if trained else self._sources_now()
+            self._made_of = self._sources_now()
 
     def settle(self) -> None:
         """A weight that is computed at each call was loaded, with all that it is computed from, where that was loaded at all."""
@@ -151,6 +153,16 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def set_weight(self, kernel: Tensor) -> None:
         """Write other values into the network's weight, which is not one that is computed anew at each call."""
         self.operand.copy_(self.form.matrix(kernel))
+
+    @torch.no_grad()
+    def clip_weight(self, deviations: float, of_channel: bool) -> None:
+        """Clip the network's weight to so many standard deviations of all of it, or of its output channel. One that is computed anew at each
+        call stays as it is."""
+        if self.made is None:
+            kernel, weight = self.weight, self.operand
+            most = kernel.flatten(1).std(1, correction=0) if of_channel else kernel.std(correction=0).expand(len(kernel))
+            most = self.form.beside(deviations * most, weight).to(weight.dtype)
+            weight.copy_(torch.clamp(weight, -most, most))
 
     # -- the hardware
 
@@ -273,28 +285,36 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """The product of `x` and the weight, plus the bias, in the type of `x`. Args: weight, as the network computed it, which `see` was
         shown; None: as it was last seen."""
-        if not self.quantized or self.training and torch.is_grad_enabled():
-            return self._in_float(x, self.form.kernel(self.operand if weight is None else weight), bias, self.quantized)
+        if not self.quantized:
+            return self._in_float(x, self.form.kernel(self.operand if weight is None else weight), bias)
         self._bias = None if bias is None else plain(bias.detach())  # no parameter of this layer
-        return self.simulate(x)
+        if not torch.is_grad_enabled():
+            return self.simulate(x)
+        if not self.training:
+            return NoGradient.apply(self.simulate(x), x, weight, bias)
+        x = plain(x)
+        arrays = self.through != "quantizers" and x.numel()
+        y = Product.apply(self.form.images(x), self.form.kernel(self.operand if weight is None else weight), bias, self.act_quant.scale,
+                          self.weight_quant.scale, self, x.detach() if arrays else None)
+        return self._shaped(y, x)
 
     def simulate(self, x: Tensor) -> Tensor:
         """The product as the arrays give it, in the type of `x`; no gradient."""
         x = plain(x.detach())
         if not x.numel():
             return self.form.empty(x, self.operand)
-        with torch.autocast(x.device.type, enabled=False), next_call(self):
-            if self.act_quant.signed:
-                y = self._signed(x)
-            else:
-                y = self._numbered(x, self._parts(x)[0], lambda codes: self._of_codes(codes, None))
-            y = self._shaped(y, x)
-            if self.watch is not None:
-                passes = [part for part in self._parts(x, self.encoding) if not part.repeats]
-                for number, part in enumerate(passes):
-                    self.watch(part.pulses, again=number > 0, inputs=x.numel(),
-                               multiplications=self.form.multiplications(x, self.operand, y))
+        y = self._shaped(self.reads(x), x)
+        if self.watch is not None:
+            passes = [part for part in self._parts(x, self.encoding) if not part.repeats]
+            for number, part in enumerate(passes):
+                self.watch(part.pulses, again=number > 0, inputs=x.numel(), multiplications=self.form.multiplications(x, self.operand, y))
         return y
+
+    def reads(self, x: Tensor) -> Tensor:
+        """What the arrays make of `x`, as pixels: float32 `[N, H', W', out]`."""
+        with torch.autocast(x.device.type, enabled=False), next_call(self):
+            return self._signed(x) if self.act_quant.signed else self._numbered(
+                x, self._parts(x)[0], lambda codes: self._of_codes(codes, None)).contiguous()
 
     def _shaped(self, y, x):
         """`[N, H', W', out]` as the product with `x` has it."""
@@ -363,24 +383,13 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         """The product of input and weight as the network has them, with the bias of the last call, in the type of `x`."""
         x = plain(x.detach())
         with torch.autocast(x.device.type, enabled=False):
-            return self._in_float(x, self.unquantized_weight().to(x.dtype), self._bias, False)
+            return self._in_float(x, self.unquantized_weight().to(x.dtype), self._bias)
 
-    def _in_float(self, x, kernel, bias, quantized):
-        """The product of float32 numbers, or of 16 bits under autocast; of quantized ones, with straight-through gradients."""
-        images, gain, offset = self.form.images(x), None, None
-        if quantized:
-            images = (self.act_quant.integers(images) * self.act_quant.scale).to(x.dtype)
-            kernel = (self.weight_quant.integers(kernel.float()) * self.weight_quant.step.view(-1, 1, 1, 1)).to(x.dtype)
-            gain, offset = self.quant_gain, self.quant_offset
-        geometry, images = self.form.geometry, images.permute(0, 3, 1, 2)
-        top, bottom, left, right = geometry.padding
-        if (top, left) != (bottom, right):
-            images, top, left = F.pad(images, (left, right, top, bottom)), 0, 0
-        y = F.conv2d(images, kernel, None, geometry.stride, (top, left), geometry.dilation, geometry.groups).permute(0, 2, 3, 1)
+    def _in_float(self, x, kernel, bias):
+        """The product of the numbers as they are."""
+        y = convolution(self.form.images(x).permute(0, 3, 1, 2), kernel, self.form.geometry).permute(0, 2, 3, 1)
         y = y.contiguous()  # channels last, as arrays give it: what suits one of both suits the other
-        if bias is not None:
-            y = y + bias
-        return self._shaped(y if gain is None else y * gain + offset, x)
+        return self._shaped(y if bias is None else y + bias, x)
 
 
 def scaled(sums: Tensor, scale: Tensor, offset: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -23,41 +23,88 @@ EDGE = 1e-4  # of a code
 SYMMETRIC_COSTS = 1.05  # a symmetric window is taken where its squared error is at most this many times the least
 
 
-def _rounded(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """`clip(rint(x / scale), low, high)` in float32, ties to even."""
-    return torch.div(x.float(), scale).round_().clamp_(low, high)
+def rounded(x: Tensor, steps: Tensor, low: int, high: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`clip(rint(x / step), low, high)`, the quotient in float32, ties to even. Args: steps, `[1]`, or one for each of x along its first
+    dimension; dtype, of the result."""
+    dense = _for_kernels(x, steps) if dtype in (torch.float32, torch.bfloat16) else None
+    if dense is not None:
+        return elementwise.window_forward(dense, steps, low, high, dtype)
+    return torch.div(x.float(), _beside(steps, x)).round_().clamp_(low, high).to(dtype)
+
+
+def straight(x: Tensor, grad: Tensor, steps: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Gradients of the value `step clip(rint(x / step), low, high)`, straight through the rounding: of x, `grad` where
+    `low <= x / step <= high`, or so nearly that float32 may have rounded it there (a scale that clips nothing puts the largest number at
+    the end); and of each step, `sum grad (rint(x / step) - x / step)` there and `sum grad low`, or high, beyond (Esser et al., arXiv
+    1902.08153, equation 3). Args: as `rounded`."""
+    if (dense := _for_kernels(x, steps)) is not None:
+        return elementwise.window_backward(dense, grad, steps, low, high, EDGE)
+    place = x.float() / _beside(steps, x)
+    inside = (place >= low - EDGE) & (place <= high + EDGE)
+    of_steps = grad * (place.round().clamp_(low, high) - torch.where(inside, place, 0))
+    return torch.where(inside, grad, 0).to(x.dtype), of_steps.reshape(len(steps), -1).sum(1)
+
+
+def _for_kernels(x, steps):
+    """x as the kernels of a CPU take it, or None."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return x if elementwise.can_run(x) and (len(steps) == 1 or x.stride(0) == max(x.stride())) else x.contiguous()
+
+
+def _beside(steps, x):
+    """The steps in a shape that stands beside that of x."""
+    return steps.view(-1, *[1] * (x.dim() - 1))
 
 
 class _Rounded(torch.autograd.Function):
-    """`_rounded` in the type of x, with the straight-through gradient: `1 / scale` where `low <= x / scale <= high`, or so nearly that
-    float32 may have rounded it there: a scale that clips nothing puts the largest number at the end."""
+    """`rounded` in the type of x, with the straight-through gradient `1 / step`."""
 
     @staticmethod
-    def forward(ctx, x, scale, low, high):
-        ctx.save_for_backward(x, scale)
+    def forward(ctx, x, steps, low, high):
+        ctx.save_for_backward(x, steps)
         ctx.window = low, high
-        return _rounded(x, scale, low, high).to(x.dtype)
+        return rounded(x, steps, low, high).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, scale = ctx.saved_tensors
-        low, high = ctx.window
-        position = x.float() / scale
-        inside = (position >= low - EDGE) & (position <= high + EDGE)
-        return torch.where(inside, grad / scale, 0).to(x.dtype), None, None, None
+        x, steps = ctx.saved_tensors
+        return straight(x, grad / _beside(steps, x), steps, *ctx.window)[0], None, None, None
 
 
 class _OwnScale(KeepsTypes):
-    """A module with a buffer `scale` that stays float32 in a network of another type, since codes hang on it, and takes the
-    shape of the one that is loaded."""
+    """A module with a buffer `scale`, or a parameter where it is learned, that stays float32 in a network of another type, since codes
+    hang on it, and takes the shape of the one that is loaded."""
 
     EXACT = ("scale",)
+
+    def learn(self, learned: bool) -> None:
+        """Make the scale a parameter (Esser et al., arXiv 1902.08153), or a constant."""
+        scale = self.scale.detach().clone()
+        del self.scale
+        if learned:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+
+    def _take_scale(self, scale):
+        if not isinstance(self.scale, nn.Parameter):
+            self.scale = scale
+        elif self.scale.shape == scale.shape:  # an optimizer may have it
+            self.scale.data = scale
+        else:
+            self.scale = nn.Parameter(scale)
+
+    def gradient_of_scale(self, sums: Tensor, count: int) -> Tensor:
+        """LSQ's gradient of the scales: `sums`, see `straight`, over `sqrt(count Q)`, Q the largest code and count how many numbers of an
+        example, or of a channel of the weight, have the scale (arXiv 1902.08153, section 2.2)."""
+        return sums / math.sqrt(count * self.largest)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         stored = state_dict.get(prefix + "scale")
         if stored is not None:
-            self.scale = torch.empty(stored.shape, dtype=torch.float32, device=self.scale.device)
+            self._take_scale(torch.empty(stored.shape, dtype=torch.float32, device=self.scale.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -65,7 +112,7 @@ class LinearWQ(_OwnScale, AroundZero):
     """Linear weights, symmetric around an exact zero, with a step of its own for each output channel.
 
     `W = clip(rint(x / s_c), -m, m) + m` with `m = 2^(w-1) - 1`, value `s_c (W - m)`; `L = 2 m`. The gradient passes where
-    `|x| <= m s_c`; the steps are constants. (The uniform symmetric quantizer of Krishnamoorthi, arXiv 1806.08342,
+    `|x| <= m s_c`; the steps are constants, or learned (`learn`). (The uniform symmetric quantizer of Krishnamoorthi, arXiv 1806.08342,
     section 2.2, with an odd number of levels.)
 
     Args: wbit, 2..8, or 32 for off.
@@ -79,7 +126,7 @@ class LinearWQ(_OwnScale, AroundZero):
     @property
     def step(self) -> Tensor:
         """What `2 W - L = 1` is worth, `s_c / 2`; float32 `[out]`."""
-        return self.scale / 2
+        return self.scale.detach() / 2
 
     @property
     def largest(self) -> int:
@@ -94,7 +141,7 @@ class LinearWQ(_OwnScale, AroundZero):
             `s_c = max|w| / m`. A channel of zeros has step 1.
         Raises: ValueError for weights that are not finite.
         """
-        self.scale = scales.of_channels(weight.detach().reshape(len(weight), -1), self.largest, method)
+        self._take_scale(scales.of_channels(weight.detach().reshape(len(weight), -1), self.largest, method))
 
     @torch.no_grad()
     def set_scale(self, scale: Tensor | float, channels: int) -> None:
@@ -112,7 +159,7 @@ class LinearWQ(_OwnScale, AroundZero):
         good = (scale >= scales.SMALLEST) & scale.isfinite()
         if not bool(good.all()):
             raise ValueError(f"a scale is {scale[~good][0].item():g}; positive, finite numbers are expected")
-        self.scale = scale.expand(channels).clone()
+        self._take_scale(scale.expand(channels).clone())
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
@@ -120,23 +167,23 @@ class LinearWQ(_OwnScale, AroundZero):
 
         Raises: ValueError before `fit`, or for another number of channels.
         """
-        return (_rounded(x, self._beside(x), -self.largest, self.largest) + self.largest).to(torch.uint8)
+        return (rounded(x, self.steps_of(x), -self.largest, self.largest) + self.largest).to(torch.uint8)
 
     def integers(self, x: Tensor) -> Tensor:
         """`2 W - L = x_q / step` in the type of x, `[out, ...]`, with the straight-through gradient; raises as `codes`."""
-        return 2 * _Rounded.apply(x, self._beside(x), -self.largest, self.largest)
+        return 2 * _Rounded.apply(x, self.steps_of(x), -self.largest, self.largest)
 
     @outside_graphs
     def forward(self, x: Tensor) -> Tensor:
         """x, `[out, ...]`, rounded to its grid, in its units and type; x itself where switched off."""
-        return self.integers(x) * (self._beside(x) / 2).to(x.dtype) if self.on else x
+        return self.integers(x) * (_beside(self.steps_of(x), x) / 2).to(x.dtype) if self.on else x
 
-    def _beside(self, x):
-        """The steps in a shape that stands beside that of x."""
+    def steps_of(self, x: Tensor) -> Tensor:
+        """The steps of a weight, `[out]`. Raises: ValueError for another number of channels."""
         if len(self.scale) != len(x):
             raise ValueError(f"the weight has {len(x)} output channels, its quantizer {len(self.scale)} steps; call fit(weight) "
                              "first")
-        return self.scale.view(-1, *[1] * (x.dim() - 1))
+        return self.scale.detach()
 
 
 class InputQuantizer(_OwnScale, Quantizer):
@@ -160,6 +207,7 @@ class InputQuantizer(_OwnScale, Quantizer):
     """
 
     BITS = "abit"
+    decay: tuple[float, float] | None = None  # (share of inputs that should clip, how strongly the gradient of a scale is moved there)
 
     def __init__(self, abit: int = 8, encoding: str = "phases") -> None:
         super().__init__(abit)
@@ -172,7 +220,7 @@ class InputQuantizer(_OwnScale, Quantizer):
     @property
     def step(self) -> Tensor:
         """Value of code 1."""
-        return self.scale
+        return self.scale.detach()
 
     @property
     def window(self) -> tuple[int, int]:
@@ -180,6 +228,12 @@ class InputQuantizer(_OwnScale, Quantizer):
         if self._window is None:
             self._window = int(self.lo), int(self.hi)
         return self._window
+
+    @property
+    def largest(self) -> int:
+        """The largest code of either sign."""
+        lo, hi = self.window
+        return max(-lo, hi)
 
     @property
     def signed(self) -> bool:
@@ -245,7 +299,7 @@ class InputQuantizer(_OwnScale, Quantizer):
 
     def _set(self, scale, lo, hi):
         device = self.scale.device
-        self.scale = torch.tensor(scale, dtype=torch.float32, device=device)
+        self._take_scale(torch.tensor(scale, dtype=torch.float32, device=device))
         self.lo, self.hi = torch.tensor(lo, device=device), torch.tensor(hi, device=device)
         self._window = lo, hi
 
@@ -267,7 +321,7 @@ class InputQuantizer(_OwnScale, Quantizer):
             codes, unknown = elementwise.window_codes(x, sign * self.scale, low, high, lift, padding)
         else:
             top, bottom, left, right = padding
-            codes = F.pad(_rounded(x, sign * self.scale, low, high) + lift, (0, 0, left, right, top, bottom), value=lift)
+            codes = F.pad(rounded(x, sign * self.scale.view(1), low, high) + lift, (0, 0, left, right, top, bottom), value=lift)
             codes, unknown = codes.to(torch.int16 if low + lift < 0 else torch.uint8), True
         if unknown:
             warn_of_nan(x)
@@ -275,12 +329,20 @@ class InputQuantizer(_OwnScale, Quantizer):
 
     def integers(self, x: Tensor) -> Tensor:
         """Codes of x in the type of x, with the straight-through gradient."""
-        return _Rounded.apply(x, self.scale, *self.window)
+        return _Rounded.apply(x, self.scale.detach().view(1), *self.window)
 
     @outside_graphs
     def forward(self, x: Tensor) -> Tensor:
         """x rounded to its grid, in its units and type; x itself where switched off."""
         return self.integers(x) * self.scale.to(x.dtype) if self.on else x
+
+    def decayed(self, gradient: Tensor, x: Tensor) -> Tensor:
+        """The gradient of the learned scale, with what brings the share of inputs that clip to that of `decay`."""
+        if self.decay is None:
+            return gradient
+        (share, strength), (lo, hi), scale = self.decay, self.window, self.scale.detach()
+        clipped = ((x < (lo - 0.5) * scale) | (x > (hi + 0.5) * scale)).float().mean()
+        return gradient + strength * scale * (share - clipped).sign()
 
     def load_window(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Take the window of a state whose names begin so, where it has one: before the rest is loaded, of which shapes hang on it."""

@@ -90,6 +90,16 @@ class Form:
             return kernel[:, :, 0, 0].t() if self.turned else kernel[:, :, 0, 0]
         return kernel[..., 0] if self.dims == 1 else kernel
 
+    def beside(self, values: Tensor, weight: Tensor) -> Tensor:
+        """A number for each output channel, `[out]`, in a shape that stands beside the weight."""
+        if self.kind == "linear":
+            return values if self.turned else values[:, None]
+        if self.kind == "conv":
+            return values.view(-1, *[1] * (weight.dim() - 1))
+        inputs, outputs, *size = weight.shape
+        each = values.view(self.groups, 1, outputs).expand(-1, inputs // self.groups, -1)
+        return each.reshape(inputs, outputs, *[1] * len(size))
+
     def images(self, x: Tensor) -> Tensor:
         """The input as `[N, H, W, in]`; a view where it can be."""
         x = x if x.dim() > self.dims + 1 else x[None]

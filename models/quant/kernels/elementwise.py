@@ -1,8 +1,8 @@
-"""Element-wise steps on the CPU in one pass over memory each: PACT and DoReFa, forward and backward, codes of a crossbar
-layer's input, scaling of its result.
+"""Element-wise steps on the CPU in one pass over memory each: PACT, DoReFa and linear quantizers, forward and backward, codes of a
+crossbar layer's input, scaling of its result.
 
 PyTorch would take four to eight passes for a quantizer and a slow mixed-type multiplication for the result. Tensors are
-float32 or, in PACT, bfloat16, which NumPy does not have: its bits are the upper half of a float32's.
+float32 or, where trained, bfloat16, which NumPy does not have: its bits are the upper half of a float32's.
 """
 
 from __future__ import annotations
@@ -96,6 +96,34 @@ def _dorefa_backward(t, grad, factor, out, sources=SOURCES):
             target[i] = grads[i] * factor * (np.float32(1) - source[i] * source[i])
 
 
+@njit(cache=True, parallel=True)
+def _window_forward(x, steps, low, high, out, sources=SOURCES):
+    """`clip(rint(x / step), low, high)` of x `[rows, n]`, each row with its step, into `out`."""
+    parts = (x.shape[1] + CHUNK - 1) // CHUNK
+    for chunk in prange(len(x) * parts):
+        row, part = chunk // parts, chunk % parts
+        source, target, step = _part(x[row], part), _part(out[row], part), steps[row]
+        for i in range(len(source)):
+            _store(target, i, min(max(np.rint(_widen(source[i]) / step), low), high))
+
+
+@njit(cache=True, parallel=True, fastmath={"reassoc"})
+def _window_backward(x, grad, steps, low, high, edge, grad_x, sums, sources=SOURCES):
+    """Gradient of x `[rows, n]`: that of its code's value where `x / step` is within low and high, or so close that it rounds there; and of
+    the steps, summed chunk by chunk, float32 `[rows, chunks]`."""
+    parts = sums.shape[1]
+    for chunk in prange(sums.size):
+        row, part, total = chunk // parts, chunk % parts, np.float32(0)
+        source, grads, target, step = _part(x[row], part), _part(grad[row], part), _part(grad_x[row], part), steps[row]
+        for i in range(len(source)):
+            place, g = _widen(source[i]) / step, _widen(grads[i])
+            inside = place >= low - edge and place <= high + edge
+            code = min(max(np.rint(place), low), high)
+            total += g * (code - (place if inside else np.float32(0)))
+            _store(target, i, g if inside else np.float32(0))
+        sums[row, part] = total
+
+
 def _elements(x):
     """The elements of a dense tensor in the order of its memory, as NumPy sees them."""
     flat = x.resolve_neg().as_strided((x.numel(),), (1,))
@@ -148,6 +176,32 @@ def dorefa_backward(t: torch.Tensor, grad: torch.Tensor, factor: torch.Tensor) -
     out = torch.empty_like(t)
     _dorefa_backward(_elements(t), _elements(_like(grad, t)), np.float32(factor), _elements(out))
     return out
+
+
+def _rows(x, steps):
+    """The elements of a dense tensor, `[steps, elements]`."""
+    return _elements(x).reshape(len(steps), -1)
+
+
+def window_forward(x: torch.Tensor, steps: torch.Tensor, low: int, high: int, dtype: torch.dtype) -> torch.Tensor:
+    """Codes `clip(rint(x / step), low, high)` in another type, float32 or bfloat16, and the memory format of `x`. Args: steps, float32
+    `[1]`, or one for each row of a contiguous `x`."""
+    set_threads()
+    out = torch.empty_like(x, dtype=dtype)
+    _window_forward(_rows(x.detach(), steps), steps.numpy(), np.float32(low), np.float32(high), _rows(out, steps))
+    return out
+
+
+def window_backward(x: torch.Tensor, grad: torch.Tensor, steps: torch.Tensor, low: int, high: int,
+                    edge: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(gradient of x, sums that make that of the steps, float32 `[steps]`), for `grad` of the values; see `_window_backward`. Sums are in a
+    fixed order, whatever the threads. Args: as `window_forward`."""
+    set_threads()
+    grad, grad_x = _like(grad, x), torch.empty_like(x)
+    sums = np.zeros((len(steps), (x.numel() // len(steps) + CHUNK - 1) // CHUNK), np.float32)
+    _window_backward(_rows(x.detach(), steps), _rows(grad, steps), steps.numpy(), np.float32(low), np.float32(high), np.float32(edge),
+                     _rows(grad_x, steps), sums)
+    return grad_x, torch.from_numpy(sums.sum(1, dtype=np.float64).astype(np.float32))
 
 
 @njit(cache=True, parallel=True)

@@ -49,6 +49,20 @@ class _StraightThrough(torch.autograd.Function):
         return *layer._operation_gradients(grad, codes, weight, ctx.needs_input_grad[:2]), of_bias, None, None, None
 
 
+class NoGradient(torch.autograd.Function):
+    """The output of arrays in evaluation mode, which have no gradient: whoever asks for one is told, where PyTorch would say that there is
+    none, or give that of the digital layers behind alone."""
+
+    @staticmethod
+    def forward(ctx, y, *_):
+        return y.new_empty(0).set_(y)  # no view, see `_StraightThrough`
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("a layer on crossbars has gradients in training mode only: call network.train() before the forward pass. Batch "
+                           "norms and dropout, if they are to stay as they are, can be put back with .eval()")
+
+
 class CrossbarLayer(OnArrays):
     """What both layers share: what lies on their arrays (`OnArrays`), and what these make of an input.
 
@@ -79,8 +93,10 @@ class CrossbarLayer(OnArrays):
     def forward(self, x: Tensor) -> Tensor:
         """The simulated output for input x, in the type of x (autocast aside); with gradients in training mode only."""
         self._check_input(x)
-        if not (self.training and torch.is_grad_enabled()):
+        if not torch.is_grad_enabled():
             return self.simulate(x)
+        if not self.training:
+            return NoGradient.apply(self.simulate(x), x, self.weight)
         codes, weight, scale = self._operands(x)
         if torch.is_autocast_enabled(x.device.type):
             codes, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (codes, weight))
@@ -242,7 +258,7 @@ class CrossbarLayer(OnArrays):
         """(engine, layer, prepared weights, `s_a s_w` in float64); made once, reused while nothing changes."""
         quantizers = type(self.weight_quant), self.weight_quant.levels, self.act_quant.levels, self.weight_quant.training
         settings = engines.selected(), device, self.spec, self._geometry(), self.out_scale, quantizers, self.chip
-        numbers = [self.adc_delta, self.adc_q_min, *self.weight_quant.buffers(),
+        numbers = [self.adc_delta, self.adc_q_min, *self.weight_quant.numbers(),
                    *([] if self.adc_bits_plan is None else [self.adc_bits_plan])]
 
         def make():  # a conversion changes scales of the same cells some times
@@ -260,6 +276,8 @@ class CrossbarLayer(OnArrays):
 
     def _lay_out(self, device: torch.device) -> tuple[ModuleType, MappedLayer, object]:
         warn_of_nan(self.w_source.detach(), "weight")
+        if not self.training:
+            self.check_versions()
         layer = self.mapped()
         engine, reason = engines.choose(engines.selected(), layer, device)
         if adc.is_lossless(layer):
@@ -375,6 +393,7 @@ def give_ranges(model: nn.Module, ranges: list[list[Tensor | None]]) -> None:
     for (_, layer), values in zip(crossbar_layers(model), ranges):
         for name, value in zip(ADC_BUFFERS, values):
             setattr(layer, name, None if value is None else value.to(layer.weight.device, copy=True))
+        layer.ranges_of = None
 
 
 def set_spec(model: nn.Module, spec: CrossbarSpec) -> None:

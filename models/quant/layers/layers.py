@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair as pair
 from ..arrays.spec import Geometry
 from ..kernels import image as image_kernel
 from ..kernels.output import ToCodes
+from .convolution import gradients
 from .eager import outside_graphs
 from .quantizers import AQ, WEIGHT_QUANTIZERS, warn_of_nan
 
@@ -113,13 +114,7 @@ class Qconv2d(_Quantized, nn.Conv2d):
 
     def _operation_gradients(self, grad, x, weight, wanted):
         """Those of `x` and `weight`, as far as they are `wanted`, for the gradient of what `_operation` returns."""
-        top, bottom, left, right = self._geometry().padding
-        pad = left, right, top, bottom
-        same = left == right and top == bottom
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x if same else F.pad(x, pad), weight, None, self.stride, (top, left) if same else (0, 0), self.dilation,
-            False, (0, 0), self.groups, (*wanted, False))
-        return of_x if same or of_x is None else F.pad(of_x, [-p for p in pad]), of_weight
+        return gradients(grad, x, weight, self._geometry(), wanted)
 
     def _geometry(self):
         # From the attributes, which may be changed: `nn.Conv2d` computes its own padding once.

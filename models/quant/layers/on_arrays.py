@@ -1,7 +1,9 @@
 """What a layer has on its arrays: its hardware, ADC ranges and correction, weight codes and cells."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from ..arrays.mapping import MappedLayer, array_bounds, w_rows
 from ..arrays.plans import Plan
 from ..arrays.readout import Readout
 from ..arrays.spec import ADC_GRID, CrossbarSpec, Geometry
-from .prepared import Prepared
+from .prepared import Prepared, fingerprint
 
 LARGEST_STEP = 2**32  # of a plan: far beyond all reads, and engines multiply it by 64 and the place of its reads in 64 bits
 ADC_BUFFERS = ("adc_delta", "adc_q_min", "adc_gain", "adc_offset", "adc_bits_plan")  # endings of keys
@@ -23,10 +25,14 @@ class KeepsTypes:
     """A module whose buffers `EXACT` keep their types in a network that gets another: `half()` would move codes."""
 
     def _apply(self, fn, recurse=True):
-        exact = {name: getattr(self, name) for name in self.EXACT}
+        exact = {name: None if getattr(self, name) is None else getattr(self, name).detach() for name in self.EXACT}
         super()._apply(fn, recurse)
         for name, values in exact.items():
-            setattr(self, name, None if values is None else values.to(getattr(self, name).device))
+            own = getattr(self, name)
+            if isinstance(own, torch.nn.Parameter):
+                own.data = values.to(own.device)
+            else:
+                setattr(self, name, None if values is None else values.to(own.device))
         return self
 
 
@@ -48,6 +54,7 @@ class OnArrays(KeepsTypes):
         self._w_codes = None
         self.chip: Chip | None = None  # None: ideal cells
         self.watch: Callable[..., None] | None = None  # is shown all codes that reach the arrays: `counts`
+        self.ranges_of: Any = None  # `version` of the weight that ADC ranges, plan and correction were chosen with; None: the next one used
         self._codes = Prepared()  # of the weight
         self._laid_out, self._prepared = Prepared(), Prepared()  # what the engine holds, and that with the scale of its sums
         self._spec = spec
@@ -125,6 +132,7 @@ class OnArrays(KeepsTypes):
         self.adc_q_min, self.adc_bits_plan = (None if codes is None else self.adc_q_min.new_tensor(np.asarray(codes))
                                               for codes in (q_min, bits))
         self.set_correction(torch.ones_like(self.adc_gain), torch.zeros_like(self.adc_offset))
+        self.ranges_of = self.version() if np.any(delta) else None
 
     @property
     def classes(self) -> int:
@@ -202,11 +210,37 @@ class OnArrays(KeepsTypes):
 
     def w_codes(self) -> Tensor:
         """Weight codes that the cells hold, uint8 `[out, in / groups, kh, kw]`."""
+        return self._known_codes().clone()
+
+    def _known_codes(self):
+        """`w_codes`, not to be changed."""
         if self._w_codes is not None:
             return self._w_codes.to(self.weight.device)
         quantizer = self.weight_quant
-        settings, numbers = (type(quantizer), quantizer.levels, quantizer.training), [*quantizer.buffers()]
-        return self._codes.get(settings, numbers, self.w_source, lambda: quantizer.codes(self._weight4().detach())).clone()
+        settings, numbers = (type(quantizer), quantizer.levels, quantizer.training), quantizer.numbers()
+        return self._codes.get(settings, numbers, self.w_source, lambda: quantizer.codes(self._weight4().detach()))
+
+    def version(self) -> list[tuple]:
+        """What tells the weight codes from others."""
+        return fingerprint([self._known_codes()])
+
+    def check_versions(self) -> None:
+        """Compare the weight with the one that the chip was programmed with and that ADC ranges were chosen with. Warns where ranges, plan
+        and correction are of other codes; those of training lag behind, so who trains does not ask.
+
+        Raises: ValueError for a chip of other codes, which would answer for another network.
+        """
+        if not self.chip and self.spec.adc_range != "calibrated":
+            return
+        version = self.version()
+        if self.chip and self.chip.of not in (None, version):
+            raise ValueError("a layer is on a chip that was programmed with other weights than the layer has now; program the chip anew "
+                             "(program), or take ideal cells: program(network, None)")
+        if self.spec.adc_range == "calibrated":
+            if self.ranges_of not in (None, version):
+                warnings.warn("weights have changed since ADC ranges, plans and corrections were chosen for them; choose them anew: "
+                              "calibrate(network, images)", RuntimeWarning, 2)
+            self.ranges_of = self.ranges_of or version
 
     def code_sums(self) -> Tensor:
         """`sum (2 W - L)` of each output channel, int64 `[out]`."""
@@ -254,14 +288,15 @@ class OnArrays(KeepsTypes):
         if cells is None:
             self.chip = None
             return
-        chip, shape = self.chip or Chip(cells, code_sums=self.code_sums()), list(self._w_rows().shape)
+        chip, shape = self.chip or Chip(cells), list(self._w_rows().shape)
         nominal, readout = (own if isinstance(given, str) else given
                             for given, own in ((nominal, chip.nominal), (readout, chip.readout)))
         for each in (cells, nominal):
             if each is not None and list(each.values.shape) != [len(self.slice_bits), *shape]:
                 raise ValueError(f"cells have shape {list(each.values.shape)}, the layer "
                                  f"{[len(self.slice_bits), *shape]}: slices, groups, rows, outputs of a group")
-        self.chip = replace(chip, cells=cells, nominal=nominal, readout=readout)
+        own = {} if cells is chip.cells and self.chip else {"code_sums": self.code_sums(), "of": self.version()}
+        self.chip = replace(chip, cells=cells, nominal=nominal, readout=readout, **own)
 
     @property
     def arrays(self) -> list[tuple[int, int]]:
@@ -329,7 +364,7 @@ class OnArrays(KeepsTypes):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if prefix + "adc_delta" in state_dict:  # other ranges: a correction comes with them, or there is none
-            self._forget_ranges()
+            self._forget_ranges()  # and the weight that they are of is the one that comes with them
         for name in ADC_BUFFERS:  # those made in inference mode cannot be written to
             stored, own = state_dict.get(prefix + name), getattr(self, name)
             if stored is not None and own is not None and stored.shape == own.shape:

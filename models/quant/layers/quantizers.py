@@ -37,6 +37,10 @@ class Quantizer(nn.Module):
         """2^bits - 1: the largest code of those from 0 up."""
         return 2 ** getattr(self, self.BITS) - 1
 
+    def numbers(self) -> list[Tensor]:
+        """The tensors that decide its codes."""
+        return [*self.buffers(), *self.parameters()]
+
     def extra_repr(self) -> str:
         return f"{self.BITS}={getattr(self, self.BITS)}"
 

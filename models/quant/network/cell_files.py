@@ -102,7 +102,8 @@ def load_cells(folder: str | Path, model: nn.Module, device: str, seed: int) -> 
         if layer.spec.reference == "digital":  # whose reads hold the off-current, which stands in the reference
             off = (cells.reference - expected.reference)[..., None]
             nominal = Cells(expected.values + off, cells.reference, cells.fraction_bits)
-        found[name] = Chip(cells, nominal, of_arrays=known.get(path.name, {}).get("rows") is not None, code_sums=layer.code_sums())
+        found[name] = Chip(cells, nominal, of_arrays=known.get(path.name, {}).get("rows") is not None, code_sums=layer.code_sums(),
+                           of=layer.version())
     return found
 
 

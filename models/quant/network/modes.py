@@ -47,7 +47,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 def without_adc(model: nn.Module, training: bool = False) -> Iterator[None]:
     """Within the block the crossbar layers of `model` have no ADC and ideal cells, as in software. The model is in evaluation mode, or
     with `training` in training mode. Afterwards everything is as before, the mode of each module too."""
-    before = [(layer, layer.spec, [getattr(layer, name) for name in ADC_BUFFERS], layer.chip) for _, layer in crossbar_layers(model)]
+    kept = *ADC_BUFFERS, "ranges_of"
+    before = [(layer, layer.spec, [getattr(layer, name) for name in kept], layer.chip) for _, layer in crossbar_layers(model)]
     with in_mode(model, training):
         try:
             for layer, spec, *_ in before:
@@ -55,8 +56,8 @@ def without_adc(model: nn.Module, training: bool = False) -> Iterator[None]:
                 layer.set_spec(replace(spec, adc_range="ideal"))
             yield
         finally:
-            for layer, spec, buffers, chip in before:
+            for layer, spec, values, chip in before:
                 layer.set_spec(spec)
                 layer.chip = chip
-                for name, buffer in zip(ADC_BUFFERS, buffers):
-                    setattr(layer, name, buffer)
+                for name, value in zip(kept, values):
+                    setattr(layer, name, value)

@@ -197,7 +197,7 @@ def _chip(name: str, layer: CrossbarLayer, draw: _Draw) -> Chip:
     shares = [0.0 if digital or draw.reference_cells == "ideal" else 1.0 if pairs or r % 2 == 0 else 0.5 for r in twice]
     readout = _readout(name, layer, draw, scale, off, shares, curves, both)
     return Chip(Cells(values, reference, ideal.fraction_bits), ideal.raised(off) if off.any() else None, readout,
-                of_arrays=draw.wires.resist or device.stuck_mask is not None, code_sums=layer.code_sums())
+                of_arrays=draw.wires.resist or device.stuck_mask is not None, code_sums=layer.code_sums(), of=layer.version())
 
 
 def _on_grid(conductance, scale, step):

@@ -77,7 +77,8 @@ def _chip(layer: CrossbarLayer, noise: float | str, drawing: np.random.Generator
     values = ideal.values.clone()
     values[0] += w_rows(torch.from_numpy(change), layer.geometry.groups).to(values.device)
     sums = 2 * (codes + change / grid).sum((1, 2, 3))
-    return Chip(Cells(values, ideal.reference, ideal.fraction_bits), code_sums=torch.from_numpy(sums).to(values.device))
+    return Chip(Cells(values, ideal.reference, ideal.fraction_bits), code_sums=torch.from_numpy(sums).to(values.device),
+                of=layer.version())
 
 
 def _largest_codes(layer: CrossbarLayer) -> np.ndarray:
