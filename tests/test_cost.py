@@ -345,6 +345,15 @@ def test_latency_copies_pipeline_and_leakage(technology):
     band = estimate(counts, net, technology(columns="32,lines", columns_per_adc="8,lines", adc_time=["3,ns,1-8", "1,ns/bit,1-8"])).latency
     assert band == approx([4e-9 * sum(conversions) for conversions in (
         (64 * 8 * 2, 9 * 8 * 2, 6 * 8), (64 * 8 * 3, 9 * 8 * 3, 6 * 3), (64 * 8 * 3, 9 * 8 * 3, 6 * 3))])
+    # A copy for each pixel: of 8, 8 and 6 conversions those of 8 bits count as much. Of 5 bits they make one source the cheapest for all
+    # layers, and the other one for the slowest, after which a pipelined network takes its next image.
+    for bits, latency, interval in ((8, (66, 66, 80), (24, 24, 48)), (5, (62, 66, 66), (24, 24, 30))):
+        layer.set_spec(replace(layer.spec, adc_bits=bits))
+        found = estimate(counts, net, technology(columns="32,lines", columns_per_adc="8,lines", copies="64,", pipelined="1,", leakage="3,uW",
+                                                 adc_time=["3,ns,1-8", "1,ns/bit,1-8"]))
+        assert found.latency == approx([4e-9 * conversions for conversions in latency])
+        assert found.interval == approx([4e-9 * conversions for conversions in interval])
+        assert found.energy == approx([found.leakage.typical * seconds for seconds in found.interval])
 
 
 def test_columns_to_an_adc_of_the_hardware_come_before_those_of_the_technology(technology):
