@@ -1,6 +1,7 @@
 """eval.py --cost: columns, files and keys, settings that have no cost, refusals before any work."""
 
 import csv
+import html
 import json
 import re
 from dataclasses import asdict, replace
@@ -50,6 +51,31 @@ def test_costs_of_a_table(run, checkpoint):
     assert sum(float(line["typical"]) for line in lines) == pytest.approx(rows[2]["energy_uJ"])
     for name in ("cost_by_layer", "accuracy_over_energy"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_has_the_sources_of_its_costs(checkpoint, monkeypatch):
+    """Of all its rows, those of a run before, in another technology, too."""
+    folder, wanted = test_eval.Path(checkpoint).parent, {}
+    flags_of_all = ["--resume", checkpoint, *test_eval.FAST, *test_eval.CALIBRATION, "--ngpu", "0", "--limit", "3", "--html"]
+    test_eval.without_pictures(monkeypatch)
+    for name, flags in (("rram_65nm", ["--adc_bits", "3", "6"]),
+                        ("isaac_32nm", ["--adc_bits", "4", "--adc_plan", "significance"])):
+        assert test_eval.evaluation.main([*flags_of_all, *flags, "--cost", name]) == 0
+        settings = json.loads((folder / "cost.json").read_text())["settings"]
+        wanted[name] = {(part, text, value) for found in settings for part, texts in found["sources_of_ends"].items()
+                        for text, value in zip(texts, found["values_of_ends"][part])}
+    (folder / "cost.json").unlink()
+    assert test_eval.evaluation.main(flags_of_all) == 0
+    page = (folder / "results.html").read_text()
+    assert re.findall("<h2>Sources of the costs in (.*?)</h2>", page) == [*wanted]
+    for name, sources in wanted.items():
+        table = page.split(f"Sources of the costs in {name}</h2>")[1].split("</tbody>")[0].split("<tbody>")[1]
+        lines, part = set(), ""
+        for cells in (re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", table)):
+            part = cells[0].split(",")[0] or part
+            lines.add((part, html.unescape(cells[2]), html.unescape(cells[3])))
+        assert lines == sources and len(lines) > 5
+    assert ">typical and dearest<" in page and "its _low is by the cheapest" in page
 
 
 def test_costs_are_those_of_the_images_that_are_measured(run, checkpoint):
