@@ -283,7 +283,7 @@ def test_report_says_what_is_measured():
     multiplications = 8 * (36 * 8 * 27 + 36 * 8 * 9 + 8 * 5)
     assert sum(layer["multiplications"] for layer in report.layers) == multiplications and report.share == 1
     assert [layer["weights"] for layer in report.layers] == [216, 72, 40]
-    assert [layer["arrays"] for layer in report.layers] == [7, 8 * 3, 2]
+    assert [layer["row_blocks"] for layer in report.layers] == [7, 8 * 3, 2]
     assert report.layers[1]["fill"] == 9 / 3 / 4
     assert convert(nn.Linear(6, 4), W8A8, seeded((8, 6))).crossbar_report.layers[0]["fill"] == 6 / 128
     with torch.no_grad():
@@ -292,10 +292,10 @@ def test_report_says_what_is_measured():
         assert report.same_top1["hardware"] == (net(x).argmax(1) == wanted.argmax(1)).double().mean()
     assert report.sqnr_db["hardware"] == pytest.approx(10 * torch.log10(wanted.square().sum() / error).item())
     assert "3 layers with 328 weights on crossbars: 100.0 %" in str(report)
-    assert "33 arrays with a column for every output, 81 % of their rows in use" in str(report)  # (27 / 4 + 24 * 3 / 4 + 2) / 33
+    assert "33 row blocks, 81 % of their rows in use" in str(report)  # (27 / 4 + 24 * 3 / 4 + 2) / 33
     first, second, *answers = str(report).splitlines()
-    assert report.text(arrays=False).splitlines() == [first, *answers] and report.text(answers=False) == f"{first}\n{second}"
-    layers = [{"name": name, "weights": 1, "multiplications": 1, "arrays": 1, "fill": 1, "quantization_db": None, "hardware_db": db}
+    assert report.text(row_blocks=False).splitlines() == [first, *answers] and report.text(answers=False) == f"{first}\n{second}"
+    layers = [{"name": name, "weights": 1, "multiplications": 1, "row_blocks": 1, "fill": 1, "quantization_db": None, "hardware_db": db}
               for name, db in (("exact", None), ("bad", 12.0), ("good", 40.0))]
     report = ConversionReport({}, 0, [], layers=layers, same_top1={"quantized": 1, "hardware": 1}, has_adcs=True,
                               sqnr_db={"quantized": None, "hardware": None})
@@ -1700,7 +1700,7 @@ def test_cells_and_arrays_are_the_same_in_any_encoding(weights):
         net = convert(linear, spec, x, first_last_bits=None, inputs=inputs)
         program(net, Device.preset("techA", time="1d"), 1, wires=Wires(wire_ohm=50.0, row_ohm=50.0))
         [(_, layer)] = crossbar_layers(net)
-        assert (net.crossbar_report.layers[0]["arrays"], net.crossbar_report.layers[0]["fill"]) == (2, 0.75)
+        assert (net.crossbar_report.layers[0]["row_blocks"], net.crossbar_report.layers[0]["fill"]) == (2, 0.75)
         found.append(layer.chip.cells.values)
     assert all(torch.equal(values, found[0]) for values in found[1:])
 
@@ -2018,7 +2018,7 @@ def test_each_kernel_position_of_a_volume_has_arrays_of_its_own(engine, rows, in
                 reads += 2 * q[:, 0].numel() * (z == k == 0)
     wanted = total * layer.act_quant.scale.double() * layer.weight_quant.scale.double().view(-1, 1, 1, 1)
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
-    assert arrays == 2 * len(layer.arrays) == net.crossbar_report.layers[0]["arrays"] == events(counts, layer, 128, 1).arrays
+    assert arrays == 2 * len(layer.arrays) == net.crossbar_report.layers[0]["row_blocks"] == events(counts, layer, 128, 1).arrays
     assert counts.reads["tap", rows, 1][0].sum() == reads
 
 
@@ -2123,10 +2123,10 @@ def test_layers_are_printed_with_their_product():
                           nn.Linear(8 * 6 * 5, 5))
     net = convert(model, CrossbarSpec(4, 4, rows=128, adc_range="full", adc_bits=5), seeded((4, 3, 8, 6)), first_last_bits=None)
     assert [layer.extra_repr() for _, layer in crossbar_layers(net)] == [
-        "conv2d, stride=(2, 2), padding=((1, 1), (0, 0)), weights [8, 3, 3, 2], 1-bit cells in 4 slices, 6 arrays of up to 3 rows, "
+        "conv2d, stride=(2, 2), padding=((1, 1), (0, 0)), weights [8, 3, 3, 2], 1-bit cells in 4 slices, 6 row blocks of up to 3 rows, "
         "5-bit ADC, full",
-        "transposed conv2d, groups=2, weights [8, 4, 3, 3], 1-bit cells in 4 slices, 18 arrays of up to 4 rows, 5-bit ADC, full",
-        "linear, weights [5, 240, 1, 1], 1-bit cells in 4 slices, 2 arrays of up to 128 rows, 5-bit ADC, full"]
+        "transposed conv2d, groups=2, weights [8, 4, 3, 3], 1-bit cells in 4 slices, 18 row blocks of up to 4 rows, 5-bit ADC, full",
+        "linear, weights [5, 240, 1, 1], 1-bit cells in 4 slices, 2 row blocks of up to 128 rows, 5-bit ADC, full"]
 
 
 def test_batches_with_a_tensor_of_no_numbers_or_of_complex_ones():

@@ -17,13 +17,15 @@ import pytest
 import torch
 from torch import nn
 
-from models.quant import CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate, convert, crossbar_layers, program, set_engine, set_spec
+from models.quant import (
+    CrossbarSpec, Qconv2dDoreFa, QLinearDoreFa, calibrate, collect_histograms, convert, crossbar_layers, program, set_engine, set_spec)
 from models.quant.arrays.plans import Plan
 from models.quant.cost import Band, Technology, adc_fit, count, counting, estimate, scaling
 from models.quant.cost.columns import columns, digit_ones
 from models.quant.cost.events import events
 from models.quant.devices import Device
 from models.quant.kernels.ones import Ones
+from models.quant.network import diagnostics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 approx = functools.partial(pytest.approx, rel=1e-6, abs=0)  # joules are far below its usual slack of 1e-12
@@ -264,6 +266,20 @@ def test_layers_add_up_and_no_ones_cost_no_cells():
     assert dark.energy_by_component["ADC"].typical > 0
 
 
+@pytest.mark.parametrize("more, groups, width, row_blocks, arrays", [
+    ({}, 1, 128, 9, 18), ({"cell_bits": 4}, 1, 128, 9, 9), ({"weights": "pair"}, 1, 128, 9, 36), ({}, 2, 128, 18, 18),
+    ({"rows": 48}, 1, 128, 27, 54), ({"cell_bits": 1}, 1, 30, 9, 9 * 19), ({"mapping": "im2col", "rows": 250}, 1, 300, 5, 5)])
+def test_row_blocks_are_what_reports_count_and_arrays_what_costs_count(more, groups, width, row_blocks, arrays, technology):
+    """128 outputs of 2 slices are 256 bit lines: two arrays of 128 columns for each of 9 taps. (In 30 columns 7 outputs of 4 slices.)"""
+    spec = CrossbarSpec(**{"cell_bits": 2, "adc_range": "full"} | more)
+    layer = Qconv2dDoreFa(128, 128, 3, groups=groups, spec=spec, alpha_init=1.0).eval()
+    x = torch.zeros(1, 128, 3, 3)
+    [found] = diagnostics.report(layer, x, collect_histograms(layer, x))
+    assert found["row_blocks"] == row_blocks and f", {row_blocks} row blocks of up to " in layer.extra_repr()
+    [cost] = costs(layer, x, technology(columns=f"{width},lines")).layers
+    assert cost.events.arrays == arrays
+
+
 # ---- what hardware does to counts ------------------------------------------------------------------------------------------
 
 
@@ -345,6 +361,15 @@ def test_latency_copies_pipeline_and_leakage(technology):
     band = estimate(counts, net, technology(columns="32,lines", columns_per_adc="8,lines", adc_time=["3,ns,1-8", "1,ns/bit,1-8"])).latency
     assert band == approx([4e-9 * sum(conversions) for conversions in (
         (64 * 8 * 2, 9 * 8 * 2, 6 * 8), (64 * 8 * 3, 9 * 8 * 3, 6 * 3), (64 * 8 * 3, 9 * 8 * 3, 6 * 3))])
+    # A copy for each pixel: of 8, 8 and 6 conversions those of 8 bits count as much. Of 5 bits they make one source the cheapest for all
+    # layers, and the other one for the slowest, after which a pipelined network takes its next image.
+    for bits, latency, interval in ((8, (66, 66, 80), (24, 24, 48)), (5, (62, 66, 66), (24, 24, 30))):
+        layer.set_spec(replace(layer.spec, adc_bits=bits))
+        parts |= {"copies": "64,", "pipelined": "1,", "read_pulse": "0,ns", "read_setup": "0,ns", "adc_time": ["3,ns,1-8", "1,ns/bit,1-8"]}
+        found = estimate(counts, net, technology(**parts))
+        assert found.latency == approx([4e-9 * conversions for conversions in latency])
+        assert found.interval == approx([4e-9 * conversions for conversions in interval])
+        assert found.energy == approx([found.leakage.typical * seconds for seconds in found.interval])
 
 
 def test_columns_to_an_adc_of_the_hardware_come_before_those_of_the_technology(technology):

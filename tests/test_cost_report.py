@@ -1,7 +1,9 @@
 """eval.py --cost: columns, files and keys, settings that have no cost, refusals before any work."""
 
 import csv
+import html
 import json
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -49,6 +51,31 @@ def test_costs_of_a_table(run, checkpoint):
     assert sum(float(line["typical"]) for line in lines) == pytest.approx(rows[2]["energy_uJ"])
     for name in ("cost_by_layer", "accuracy_over_energy"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_has_the_sources_of_its_costs(checkpoint, monkeypatch):
+    """Of all its rows, those of a run before, in another technology, too."""
+    folder, wanted = test_eval.Path(checkpoint).parent, {}
+    flags_of_all = ["--resume", checkpoint, *test_eval.FAST, *test_eval.CALIBRATION, "--ngpu", "0", "--limit", "3", "--html"]
+    test_eval.without_pictures(monkeypatch)
+    for name, flags in (("rram_65nm", ["--adc_bits", "3", "6"]),
+                        ("isaac_32nm", ["--adc_bits", "4", "--adc_plan", "significance"])):
+        assert test_eval.evaluation.main([*flags_of_all, *flags, "--cost", name]) == 0
+        settings = json.loads((folder / "cost.json").read_text())["settings"]
+        wanted[name] = {(part, text, value) for found in settings for part, texts in found["sources_of_ends"].items()
+                        for text, value in zip(texts, found["values_of_ends"][part])}
+    (folder / "cost.json").unlink()
+    assert test_eval.evaluation.main(flags_of_all) == 0
+    page = (folder / "results.html").read_text()
+    assert re.findall("<h2>Sources of the costs in (.*?)</h2>", page) == [*wanted]
+    for name, sources in wanted.items():
+        table = page.split(f"Sources of the costs in {name}</h2>")[1].split("</tbody>")[0].split("<tbody>")[1]
+        lines, part = set(), ""
+        for cells in (re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", table)):
+            part = cells[0].split(",")[0] or part
+            lines.add((part, html.unescape(cells[2]), html.unescape(cells[3])))
+        assert lines == sources and len(lines) > 5
+    assert ">typical and dearest<" in page and "its _low is by the cheapest" in page
 
 
 def test_costs_are_those_of_the_images_that_are_measured(run, checkpoint):
@@ -188,10 +215,10 @@ def costed(cost, **more):
 def test_columns_of_costs(cost):
     """Energy, latency, area, each with its band, in the table of settings and in that of layers."""
     bands = [band_text(getattr(cost, name).scaled(factor)) for name, factor in (("energy", 1e6), ("latency", 1e6), ("area", 1e6))]
-    head, _, line, *_ = settings_table([costed(cost)], 100, "test images").split("\n\n")[1].splitlines()
+    head, _, line, below, *_ = settings_table([costed(cost)], 100, "test images").split("\n\n")[1].splitlines()
     assert head.split() == "setting energy uJ latency us area mm2 TOPS/W".split() and len({*bands}) == 3
-    places = [line.index(part) for band in bands[1:] for part in [*bands[0].split()[:1], band]]  # the first has two lines
-    assert places[0] < places[1] < places[3]
+    places = [line.index(f" {band.split()[0]} ") for band in bands]
+    assert places == sorted(places) and all(part in f"{line} {below}".split() for band in bands for part in band.split())
     of_layers = cost_report.layers_table(cost).splitlines()
     assert of_layers[0].split()[-6:] == "energy uJ latency us area mm2".split()
     assert of_layers[3].split()[-3:] == [band.split()[0] for band in bands]  # of all layers, without ends
@@ -208,7 +235,20 @@ def test_tables_of_costs_fit_a_terminal(cost):
     text = "\n".join([settings_table(records, 100, "test images"), cost_report.layers_table(made), cost_report.sources_table(records)])
     assert max(map(len, text.splitlines())) <= WIDTH and "out_proj" in text
     assert [band_text(Band(*each)) for each in ((1234.4, 23456, 345670), (4.51, 12.34, 23.45), (0.00123, 0.01234, 116.4), (2, 2, 2))] == [
-        "23456 (1234-345670)", "12.3 (4.5-23)", "0.0123 (0.0012-116)", "2"]
+        "23456 (1234-345670)", "12.3 (4.51-23.4)", "0.0123 (0.00123-116)", "2"]
+
+
+def test_a_band_as_it_is_printed_contains_its_value():
+    """Also where the typical source is the cheapest or the dearest; where only the last digits differ, all three look alike."""
+    rng = np.random.default_rng(0)
+    for size in 10 ** rng.uniform(-5, 8, 2000):
+        for a, b in ((1, rng.uniform(1, 3)), (rng.uniform(0, 1), 1), (1 - 1e-6, 1 + 1e-6), (0, 1)):
+            band = Band(size * a, size, size * b)
+            shown = [float(number) for number in re.split(r" \(|(?<!e)-|\)", band_text(band)) if number]
+            typical, low, high = shown * 3 if len(shown) == 1 else shown
+            assert low <= typical <= high and (low, typical, high) == pytest.approx(band, rel=0.005 + 1e-9)
+    assert [band_text(Band(*each)) for each in ((0.69, 1.549, 1.549), (16.6, 16.6, 86.2), (999.4, 999.6, 999600))] == [
+        "1.55 (0.69-1.55)", "16.6 (16.6-86.2)", "1000 (999-999600)"]
 
 
 def test_costs_come_back_from_json(cost):

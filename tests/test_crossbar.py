@@ -876,13 +876,13 @@ def test_files_without_a_correction_take_that_of_the_layer_away():
 def test_layers_are_printed_with_their_shape_cells_arrays_and_adc():
     conv = Qconv2dDoreFa(64, 128, 3, padding=1, spec=CrossbarSpec(cell_bits=2, adc_bits=5, mapping="im2col"))
     assert conv.extra_repr() == ("64, 128, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), 2-bit cells in 2 slices, "
-                                 "5 arrays of up to 128 rows, 5-bit ADC, calibrated, without ranges as yet")  # 576 rows in all
+                                 "5 row blocks of up to 128 rows, 5-bit ADC, calibrated, without ranges as yet")  # 576 rows in all
     calibrate(conv, torch.rand(2, 64, 4, 4))
     assert repr(conv).splitlines()[1].endswith("5-bit ADC, calibrated")
     linear = QLinearDoreFa(100, 10, spec=CrossbarSpec(weights="pair", cell_bits=3, adc_range="full", adc_bits=7))
-    text = "in_features=100, out_features=10, bias=True, pairs of 3-bit cells in 2 slices, an array of 100 rows, 7-bit ADC, full"
+    text = "in_features=100, out_features=10, bias=True, pairs of 3-bit cells in 2 slices, a row block of 100 rows, 7-bit ADC, full"
     assert linear.extra_repr() == text
     program(linear, Device.preset("techA"))
     assert linear.extra_repr() == f"{text}, on a chip"
     linear.set_spec(CrossbarSpec(cell_bits=4, adc_range="ideal"))
-    assert linear.extra_repr() == "in_features=100, out_features=10, bias=True, 4-bit cells in 1 slice, an array of 100 rows, no ADC"
+    assert linear.extra_repr() == "in_features=100, out_features=10, bias=True, 4-bit cells in 1 slice, a row block of 100 rows, no ADC"

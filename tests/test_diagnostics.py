@@ -71,7 +71,7 @@ def test_numbers_of_every_layer_and_slice(options, wq, groups):
 
         mapped = layer.mapped()
         lines = oracle.arrays(spec.mapping, mapped.kernel, mapped.group_channels, spec.rows)
-        assert entry["arrays"] == len(lines) * mapped.geometry.groups
+        assert entry["row_blocks"] == len(lines) * mapped.geometry.groups
         assert entry["fill"] == pytest.approx(np.mean([len(array) for array in lines]) / spec.rows)
         assert entry["all_zero_reads"] == pytest.approx(all_zero(layer, inputs))
         with torch.no_grad():

@@ -21,6 +21,7 @@ PAGES = [README, *sorted(ROOT.glob("[A-Z]*.md")), *sorted((ROOT / "docs").rglob(
 
 FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
+BAND = re.compile(r"([\d.]+) \(([\d.]+)-([\d.]+)\)")
 # A point, then a space, then what begins a sentence: no small letter, so that "e.g. this" and "0.5 of" are no ends.
 END = re.compile(r"(?<=[.!?])[)*\"]*\s+(?=[^a-z\s])")
 
@@ -45,6 +46,13 @@ def sentences(text):
     """The words of each sentence. The end of a paragraph and of an item is the end of a sentence."""
     found = [[word for word in sentence.split() if re.search(r"\w", word)] for part in prose(text) for sentence in END.split(part)]
     return [words for words in found if words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_bands_contain_their_values(page):
+    for band in BAND.finditer(page.read_text()):
+        value, low, high = map(float, band.groups())
+        assert low <= value <= high, band[0]
 
 
 def test_sentences():

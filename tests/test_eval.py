@@ -164,8 +164,8 @@ def test_table_and_results_of_several_settings(run, checkpoint, tmp_path):
     stats = load_digits()
     assert lines[1] == "normalization of the images' channels: " + ", ".join(
         f"{name} {' '.join(f'{value:.3g}' for value in values)}" for name, values in (("mean", stats.mean), ("deviation", stats.std)))
-    # 16 rows: 9 + 18 + 40 + 2 arrays for nine taps of 16 and of 24 channels, and 640 and 32 inputs: 1032 of 1104 rows
-    assert lines[2] == "tap: 93 % of the rows in use; im2col would need 65 arrays in place of 69"
+    # 16 rows: 9 + 18 + 40 + 2 row blocks for nine taps of 16 and of 24 channels, and 640 and 32 inputs: 1032 of 1104 rows
+    assert lines[2] == "tap: 93 % of the rows in use; im2col would need 65 row blocks in place of 69"
     said = [line for line in lines if line.startswith("engine ")]
     assert said[0] == "engine numba: fastest for this device"  # once, not for every layer and setting
     assert len(set(said)) == len(said) <= 2
@@ -393,7 +393,7 @@ def test_report_is_a_table_a_file_and_a_picture(run, checkpoint):
     assert [len(entry["slices"]) for entry in layers] == [2] * 4
     for entry in layers:
         line = next(line for line in text.splitlines() if line.startswith(entry["layer"] + " "))
-        assert f" {entry['output_sqnr_db']:.1f}" in line and f" {entry['arrays']} " in line
+        assert f" {entry['output_sqnr_db']:.1f}" in line and f" {entry['row_blocks']} " in line
     with Image.open(name + ".png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 300
     run(checkpoint, "--report", "--adc_range", "full")

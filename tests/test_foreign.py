@@ -363,11 +363,11 @@ def test_table_of_a_network_of_others(net, photographs, capsys, monkeypatch):
     assert [line.split("  ")[0] for line in table[2:5]] == ["float", "quantized", hardware_row]
     said = [line for line in out.splitlines() if line.startswith(("normalization", "tap: ", "conversion chose: "))]
     assert said[:2] == ["normalization of the images' channels: mean 0.485 0.456 0.406, deviation 0.229 0.224 0.225",
-                        "tap: 41 % of the rows in use; im2col would need 9 arrays in place of 20"]  # 27, 72, 32 rows: 131 of 320
+                        "tap: 41 % of the rows in use; im2col would need 9 row blocks in place of 20"]  # 27, 72, 32 rows: 131 of 320
     assert said[2].startswith("conversion chose: bits of weights and inputs 4 and 4 in 2 of 3 layers, 3 and 3 in 1 of 3 layers; inputs "
                               "unsigned in 2 of 3 layers, phases in 1 of 3 layers; ranges of inputs from ") and len(said) == 3
     assert "numbered as the sorted names of the folders" in out
-    assert "column for every output" not in out  # how many arrays there are is said of the settings' own mapping, above
+    assert " row blocks, " not in out  # how many there are is said of the settings' own mapping, above
     assert "quantized, worst" not in out and "with ADCs" not in out and "with its ADC" not in out  # it was converted without
     assert evaluation.main([*EVAL, *flags, "--dry_run"]) == 0
     assert capsys.readouterr().out.splitlines()[-4:] == [

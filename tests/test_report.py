@@ -103,11 +103,12 @@ def entry(**more):
     """Of `--report`: a layer of one slice."""
     of_slice = {"slice": 0, "reachable": (-8, 8), "seen": (-4, 5), "delta": 0.5, "q_min": -4, "codes_used": 0.75, "clipped": 0.0125,
                 "values": [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5], "sqnr_db": 20.0, "histogram": [1, 2, 3], **more}
-    return {"layer": "a", "arrays": 2, "fill": 0.5, "all_zero_reads": 0.1, "output_sqnr_db": 30.0, "unit": 1.0, "u_min": -1,
+    return {"layer": "a", "row_blocks": 2, "fill": 0.5, "all_zero_reads": 0.1, "output_sqnr_db": 30.0, "unit": 1.0, "u_min": -1,
             "adc_bits": 3, "mean_bits": 2.5, "slices": [of_slice], "sqnr_over_adc_bits": {4: 20.0}}
 
 
 def test_columns_of_the_report():
+    assert report.layers_table([entry()]).split("\n")[0].split() == "layer row blocks fill idle reads output dB".split()
     of_layer, of_slice = (table.splitlines()[-1].split() for table in report.layers_table([entry()]).split("\n\n"))
     assert of_layer == ["a", "2", "50%", "10.0%", "30.0"]
     assert of_slice == ["a", "0", "-8..8", "-4..5", "0.5", "75%", "1.25%", "20.0"]

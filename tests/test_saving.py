@@ -71,6 +71,15 @@ def test_a_converted_network_is_the_same_from_its_file(name, tmp_path):
     assert torch.equal(load(tmp_path / "again.pt", loaded)(x), wanted)  # into one that is on crossbars already
 
 
+def test_files_whose_reports_call_row_blocks_arrays(tmp_path):
+    net = convert(Small(), SPEC, seeded((6, 3, 6, 6)))
+    for layer in net.crossbar_report.layers:
+        layer["arrays"] = layer.pop("row_blocks")
+    save(net, tmp_path / "net.pt")
+    report = load(tmp_path / "net.pt", Small()).crossbar_report
+    assert f"{sum(layer['row_blocks'] for layer in report.layers)} row blocks, " in str(report) and "arrays" not in report.layers[0]
+
+
 def test_without_quantizers_and_in_sixteen_bits(tmp_path):
     x = seeded((6, 3, 6, 6))
     for spec, dtype in ((None, torch.float32), (SPEC, torch.bfloat16)):

@@ -28,23 +28,23 @@ def said(*settings):
 
 
 def test_what_a_mapping_fills():
-    """On 16 rows. tap: 9 arrays of 3 rows, 8 times 9 of one row, and 16 + 16 + 8: 139 of 84 x 16. im2col: 27 rows on 2 arrays, 8 times 9
-    rows on one, and 3."""
+    """On 16 rows. tap: 9 row blocks of 3 rows, 8 times 9 of one row, and 16 + 16 + 8: 139 of 84 x 16. im2col: 27 rows in 2, 8 times 9
+    rows in one, and 3."""
     tap, im2col = (CrossbarSpec(rows=16, mapping=mapping) for mapping in ("tap", "im2col"))
-    assert said(Setting(tap)) == ["tap: 10 % of the rows in use; im2col would need 13 arrays in place of 84"]
-    assert said(Setting(im2col)) == ["im2col: 67 % of the rows in use; tap would need 84 arrays in place of 13"]
-    assert len(said(Setting(tap), Setting(CrossbarSpec(rows=16, cell_bits=2)))) == 1  # the same arrays
+    assert said(Setting(tap)) == ["tap: 10 % of the rows in use; im2col would need 13 row blocks in place of 84"]
+    assert said(Setting(im2col)) == ["im2col: 67 % of the rows in use; tap would need 84 row blocks in place of 13"]
+    assert len(said(Setting(tap), Setting(CrossbarSpec(rows=16, cell_bits=2)))) == 1  # the same row blocks
 
 
 def test_what_several_mappings_fill():
     """Rows are said where they differ, layers where not all are meant."""
     first, second = said(Setting(CrossbarSpec(rows=16)), Setting(CrossbarSpec(rows=64, mapping="im2col")))
     assert first.startswith("tap, 16 rows: 10 %")
-    assert second == "im2col, 64 rows: 22 % of the rows in use; tap would need 82 arrays in place of 10"  # 139 of 640
+    assert second == "im2col, 64 rows: 22 % of the rows in use; tap would need 82 row blocks in place of 10"  # 139 of 640
     assert said(Setting(CrossbarSpec(rows=16), "conv")) == [
-        "tap, 2 layers: 8 % of the rows in use; im2col would need 10 arrays in place of 81"]  # 99 of 1296
+        "tap, 2 layers: 8 % of the rows in use; im2col would need 10 row blocks in place of 81"]  # 99 of 1296
     own = said(Setting(CrossbarSpec(rows=16), per_layer={"linear": {"rows": 40}}))
-    assert own[1] == "tap, 40 rows, 1 layer: 100 % of the rows in use; im2col would need as many arrays, 1" and len(own) == 2
+    assert own[1] == "tap, 40 rows, 1 layer: 100 % of the rows in use; im2col would need as many row blocks, 1" and len(own) == 2
 
 
 def test_normalization():

@@ -90,15 +90,15 @@ def has_a_mean(record: Record) -> bool:
     return bool(spec) and (spec.planned or record.mean_bits is not None and abs(record.mean_bits - spec.adc_bits) > 1e-9)
 
 
-def rounded(value: float, digits: int = 3) -> str:
-    """A number as tables show it, with so many digits, or as a whole one."""
-    return f"{value:.0f}" if 10**digits <= value < 1e6 else f"{value:.{digits}g}"
+def rounded(value: float) -> str:
+    """A number as tables show it, with three digits, or as a whole one."""
+    return f"{value:.0f}" if 999.5 <= value < 1e6 else f"{value:.3g}"
 
 
 def band_text(band: Band) -> str:
-    """A band as tables show it: 12.3 (4.5-23)."""
-    low, high = rounded(band.low, 2), rounded(band.high, 2)
-    return rounded(band.typical) if band.low == band.typical == band.high else f"{rounded(band.typical)} ({low}-{high})"
+    """A band as tables show it: 12.3 (4.51-23.5). All three are rounded alike: with fewer digits an end may lie within its value."""
+    low, typical, high = map(rounded, band)
+    return typical if low == high else f"{typical} ({low}-{high})"
 
 
 def named(name: str, metric: str) -> str:

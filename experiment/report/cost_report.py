@@ -1,7 +1,7 @@
 """What `eval.py --cost` shows and writes: a table of each setting's layers, cost.json, cost.csv, pictures."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from .tables import in_common, note, text_table
 
 MICRO = 1e6
 NAMED = 20  # layers that a legend names
+SOURCES = "part", "", "source", "value"
+OF_OTHER_BITS = "a value for one number of bits is taken to others as it says, /bit or /level, else in proportion to bits"
 
 
 def write(records: Sequence[Record], technology: Technology, title: str, folder: Path, network: nn.Module) -> list[Path]:
@@ -93,12 +95,19 @@ def layers_table(cost: CostReport) -> str:
 
 
 def sources_table(records: Sequence[Record]) -> str:
-    """Which sources make the typical values and the ends of the records' costs: a line for each part and source, and for each precision
-    of the ADC where others make the ends with it."""
+    """The table of `sources`, their names only."""
+    rows = [[part, role, short(origin.text), origin.value.replace(", ", ",\n")]
+            for part, role, origin in sources((record.setting.spec.adc_bits, record.cost) for record in records)]
+    return "\n".join([text_table(SOURCES, rows), note(OF_OTHER_BITS)])
+
+
+def sources(costs: Iterable[tuple[float, CostReport]]) -> list[tuple[str, str, Origin]]:
+    """Which sources make the typical values and the ends of costs: a line for each part and source, and for each precision of the ADC where
+    others make the ends with it. Args: costs, each with the ADC's bits. Returns: part, what the source makes of it, the source."""
     found: dict[str, dict[tuple[Origin, ...], set[float]]] = {}
-    for record in records:
-        for part, origins in record.cost.sources.items():
-            found.setdefault(part, {}).setdefault(origins, set()).add(record.setting.spec.adc_bits)
+    for bits, cost in costs:
+        for part, origins in cost.sources.items():
+            found.setdefault(part, {}).setdefault(origins, set()).add(bits)
     rows = []
     for part, ways in found.items():
         for (low, typical, high), bits in ways.items():
@@ -107,10 +116,8 @@ def sources_table(records: Sequence[Record]) -> str:
             for origin, role in ((typical, "typical"), (low, "cheapest"), (high, "dearest")):
                 roles.setdefault(origin, []).append(role)
             for i, (origin, its) in enumerate(roles.items()):
-                rows.append(["" if i else name, " and ".join(its) if len(roles) > 1 else "one source", short(origin.text),
-                             origin.value.replace(", ", ",\n")])
-    return "\n".join([text_table(["part", "", "source", "value"], rows), note(
-        "a value for one number of bits is taken to others as it says, /bit or /level, else in proportion to bits")])
+                rows.append(("" if i else name, " and ".join(its) if len(roles) > 1 else "one source", origin))
+    return rows
 
 
 def short(source: str) -> str:

@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.quant.cost import CostReport
 from models.quant.layers.quantizers import OFF
 from models.quant.measuring.setting import LAYER_FIELDS
 from models.quant.storage.files import write_text
 
 from ..measure.columns import metric_of, named
+from ..measure.points import Points
 from ..settings.chips import CHIPS_OR_NOISE
-from ..settings.costs import FIGURES
-from . import specification_report
+from ..settings.costs import FIGURES, restored
+from . import cost_report, specification_report
 
 PAGE = "results.html"
 SHEET = "specification.json"
@@ -72,6 +74,7 @@ converted <code>float</code>, as it came, and <code>quantized</code>. All digits
 <h2>Commands</h2>
 <ul>{"".join(f"<li><code>{html.escape(command)}</code></li>" for command in dict.fromkeys(str(row.get("command")) for row in rows))}</ul>
 {"".join(_sheet(path, folder) for path in [*folder.glob(SHEET), *folder.glob(f"*/{SHEET}")])}
+{_sources(folder, rows)}
 {"<h2>Pictures</h2>" if pictures else ""}
 {"".join(_picture(path, folder) for path in pictures)}
 <script>{SCRIPT}</script>
@@ -87,12 +90,29 @@ def _sheet(path: Path, folder: Path) -> str:
         (header, *lines), said = specification_report.cells(rows), specification_report.notes(rows)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return ""
+    return _section("Specification" + ("" if path.parent == folder else f" of {path.parent.name}"), header, lines, said)
+
+
+def _sources(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which sources the costs of rows follow from, as their points have them: a table for each technology."""
+    found: dict[str, list[tuple[float, CostReport]]] = {}
+    for row in rows:
+        if row.get("cost") is not None and (point := Points(folder).read(row["key"])):
+            found.setdefault(row["cost"], []).append((row["adc_bits"], restored(point["cost"])))
+    return "".join(_section(f"Sources of the costs in {name}", cost_report.SOURCES, [
+        (part, role, origin.text, origin.value) for part, role, origin in cost_report.sources(costs)], [
+            "a figure, such as energy_uJ, is by the typical source of each part; its _low is by the cheapest, its _high by the dearest",
+            cost_report.OF_OTHER_BITS]) for name, costs in found.items())
+
+
+def _section(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """A table of texts below its title, and what it means."""
     head = "".join(f'<th scope="col">{html.escape(each)}</th>' for each in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(each)}</td>" for each in line) + "</tr>\n" for line in lines)
-    notes = "".join(f"<li>{html.escape(each)}</li>" for each in said)
-    of = "" if path.parent == folder else f" of {html.escape(path.parent.name)}"
-    return (f"<h2>Specification{of}</h2>\n<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
-            f"<ul>{notes}</ul>\n")
+    said = "".join(f"<li>{html.escape(each)}</li>" for each in notes)
+    return (f"<h2>{html.escape(title)}</h2>\n"
+            f"<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
+            f"<ul>{said}</ul>\n")
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:

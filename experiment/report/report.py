@@ -218,7 +218,7 @@ def _bits_text(entry: Mapping[str, Any], bits: Sequence[Any]) -> str:
 
 def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
     """A line for each layer, and a table with one for each slice. Args: layers, result of `models.quant.network.diagnostics.report`."""
-    of_layers = [[entry["layer"], str(entry["arrays"]), f"{entry['fill']:.0%}", f"{entry['all_zero_reads']:.1%}",
+    of_layers = [[entry["layer"], str(entry["row_blocks"]), f"{entry['fill']:.0%}", f"{entry['all_zero_reads']:.1%}",
                   db(entry["output_sqnr_db"])] for entry in layers]
     kinds = dict.fromkeys("bits by digit" if _is_planned(entry) else "step" for entry in layers)
     by_ones = "\nbits by digit, of n = 1, 2-3, 4-7, ..." if any(map(_has_classes, layers)) else ""
@@ -227,7 +227,7 @@ def layers_table(layers: Sequence[Mapping[str, Any]]) -> str:
         f"{s['seen'][0]:g}..{s['seen'][1]:g}", _bits_text(entry, s["bits"]) if _is_planned(entry) else f"{s['delta']:.4g}",
         f"{s['codes_used']:.0%}", f"{s['clipped']:.2%}", db(s["sqnr_db"])] for entry in layers for s in entry["slices"]]
     return "\n\n".join([
-        text_table(["layer", "arrays", "fill", "idle reads", "output dB"], of_layers),
+        text_table(["layer", "row blocks", "fill", "idle reads", "output dB"], of_layers),
         text_table(["layer", "slice", "reachable", "seen", " or ".join(kinds), "codes used", "clipped", "read dB"], of_slices)]) + by_ones
 
 

@@ -26,7 +26,7 @@ def normalization(mean: Sequence[float], deviation: Sequence[float], transform: 
 
 
 def fillings(network: nn.Module, settings: Iterable[Setting]) -> list[str]:
-    """How far each setting fills the rows of its arrays, and how many arrays the other mapping would need: a line for each way."""
+    """How far each setting fills its row blocks, and how many row blocks the other mapping would need: a line for each way."""
     found: dict[tuple, list[nn.Module]] = {}
     layers = crossbar_layers(network)
     for setting in settings:
@@ -42,10 +42,10 @@ def fillings(network: nn.Module, settings: Iterable[Setting]) -> list[str]:
     lines = []
     for (mapping, rows, *_), some in found.items():
         other = next(each for each in MAPPINGS if each != mapping)
-        (arrays, share), (others, _) = (together(filling(layer, each, rows) for layer in some) for each in (mapping, other))
+        (blocks, share), (others, _) = (together(filling(layer, each, rows) for layer in some) for each in (mapping, other))
         way = mapping + (f", {rows} rows" if several else "")
         way += f", {len(some)} layer{'s' if len(some) > 1 else ''}" if len(some) < len(layers) else ""
-        need = f"{others:,} arrays in place of {arrays:,}" if others != arrays else f"as many arrays, {arrays:,}"
+        need = f"{others:,} row blocks in place of {blocks:,}" if others != blocks else f"as many row blocks, {blocks:,}"
         lines.append(f"{way}: {100 * share:.0f} % of the rows in use; {other} would need {need}")
     return lines
 

@@ -17,7 +17,7 @@ from ..settings.costs import FIGURES
 
 WIDTH = 100  # columns of a terminal that a table takes at most
 NAME = 20  # of them, those that the names of rows have at least
-CELLS = range(60, 22, -2)  # those that a cell has at most where a table would be too wide
+CELLS = range(60, 18, -2)  # those that a cell has at most where a table would be too wide
 # Only a rule of dashes below the header: prints the same on every terminal and in a log file.
 _BOX = rich.box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 

@@ -98,7 +98,7 @@ def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, ch
     take = {"take": found.task.take} if found.task else {}
     net = converted(found.network, settings, shown.calibration.cut(BATCH), settings.calibration.correct, engine=settings.engine, **take)
     # The weights of a checkpoint replace those that the answers are of.
-    log.info(net.crossbar_report.text(arrays=False, answers=not settings.resume, classes=classes))
+    log.info(net.crossbar_report.text(row_blocks=False, answers=not settings.resume, classes=classes))
     if not settings.resume:
         return net
     state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}

@@ -69,6 +69,9 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         if content["report"] and not crossbar_layers(model):
             model = bound_again(model, content["layers"])
             model.crossbar_report = ConversionReport(**content["report"])
+            for layer in model.crossbar_report.layers:
+                if "arrays" in layer:  # as files of before call them
+                    layer["row_blocks"] = layer.pop("arrays")
         _check(model, content)
         return _filled(model, content)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """How a layer's codes lie on crossbars (`MappedLayer`).
 
 An *array* holds at most `rows` word lines. Rows are numbered in (tap, channel) order, where a tap is one kernel
-position; an array is a contiguous range of them (`array_bounds`). A weight code is stored in slices of `cell_bits`
+position; an array is a contiguous range of them (`array_bounds`). Here it has the bit lines of all outputs: it is a row
+block, and only costs ask how many arrays side by side hold them. A weight code is stored in slices of `cell_bits`
 bits, `W = sum_k 2^(c k) C_k`; an input code is applied in digits of `dac_bits` bits, `A = sum_z 2^(d z) a_z`.
 
 For array t, digit z and slice k a *read* gives `P = sum_rows a_z C_k`; with `n = sum_rows a_z` the ADC digitises

@@ -21,10 +21,10 @@ class ConversionReport:
 
     Attributes: digital, `{name: reason}` of products with weights that stay digital; between, multiplications of two activations in the
         first batch; unused, matrices that entered no product (looked up, added, or not used at all); notes; images, of the
-        first batch; layers, a dict for each layer on crossbars: name, weights, multiplications (of the first batch), arrays
-        (each with a column for every output), fill (mean share of their rows that is used), way (of its reads through the engine, see
-        `CrossbarLayer.way`), quantization_db and hardware_db (SQNR of the layer's output against the float product of the same input,
-        quantized and then also through its ADC; None where nothing is lost); same_top1 and sqnr_db, of the network's output against the
+        first batch; layers, a dict for each layer on crossbars: name, weights, multiplications (of the first batch), row_blocks,
+        fill (mean share of their rows that is used), way (of its reads through the engine, see `CrossbarLayer.way`), quantization_db and
+        hardware_db (SQNR of the layer's output against the float product of the same input, quantized and then also through its ADC; None
+        where nothing is lost); same_top1 and sqnr_db, of the network's output against the
         float network's: "quantized", and "hardware", which is the same where no layer `has_adcs` (same_top1 is empty where the output has
         one class); options, of the conversion.
     """
@@ -56,9 +56,9 @@ class ConversionReport:
         for name, (layer, product) in bound.items():
             entry = {"name": name, "weights": product.weight.numel(), "multiplications": product.multiplications}
             if layer.quantized:
-                arrays, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
+                row_blocks, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
                 entry |= {"bits": [layer.weight_quant.wbit, layer.act_quant.abit],
-                          "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "arrays": arrays, "fill": fill}
+                          "inputs": "unsigned" if not layer.act_quant.signed else layer.encoding, "row_blocks": row_blocks, "fill": fill}
                 entry |= {key: of_layers[layer] for key, of_layers in errors.items()} | ways.get(layer, {})
             self.layers.append(entry)
         wanted = first_tensor(wanted).double()
@@ -82,9 +82,9 @@ class ConversionReport:
     def __str__(self) -> str:
         return self.text()
 
-    def text(self, arrays: bool = True, answers: bool = True, classes: bool = True) -> str:
-        """The page. Args: arrays, whether it says how many there are; answers, what the conversion does to those of the network; classes,
-        whether these are some."""
+    def text(self, row_blocks: bool = True, answers: bool = True, classes: bool = True) -> str:
+        """The page. Args: row_blocks, whether it says how many there are; answers, what the conversion does to those of the network;
+        classes, whether these are some."""
         weights = sum(layer["weights"] for layer in self.layers)
         lines = [f"{len(self.layers)} layers with {weights:,} weights on crossbars: {100 * self.share:.1f} % of the multiplications"]
         if self.between:
@@ -94,10 +94,10 @@ class ConversionReport:
             lines.append("in no product of matrices (looked up, added, multiplied element by element, or not used): "
                          + ", ".join(self.unused[:6]) + (f" and {len(self.unused) - 6} more" if len(self.unused) > 6 else ""))
         lines += self.notes
-        quantized = "arrays" in self.layers[0]
-        if quantized and arrays:
-            count, fill = together((layer["arrays"], layer["fill"]) for layer in self.layers)
-            lines.append(f"{count:,} arrays with a column for every output, {100 * fill:.0f} % of their rows in use")
+        quantized = "fill" in self.layers[0]
+        if quantized and row_blocks:
+            count, fill = together((layer["row_blocks"], layer["fill"]) for layer in self.layers)
+            lines.append(f"{count:,} row blocks, {100 * fill:.0f} % of their rows in use")
         return "\n".join(lines + (self._answers(classes) if quantized and answers else []))
 
     def _answers(self, classes):

@@ -158,11 +158,10 @@ def estimate(counts: Counts, network: nn.Module, technology: Technology, device:
     shared = {name: layer.spec.columns_per_adc or technology.columns_per_adc for name, layer in costed}
     done = {name: events(counts.layers[name], layer, technology.columns, shared[name], technology.skip_idle) for name, layer in costed}
     ends = _Ends(technology, done, shared, counts.images)
-    latency = {name: ends.time(name) for name in done}
-    interval = Band(*((max if technology.pipelined else sum)(values) for values in zip(*latency.values())))
+    interval = ends.interval()
     found = tuple(LayerCost(
         name, done[name], _energy(ends, name, _cells(done[name], technology, device) / counts.images, interval),
-        _area(ends, name, layer, technology), latency[name], done[name].cells_used / done[name].cells_allocated)
+        _area(ends, name, layer, technology), ends.time(name), done[name].cells_used / done[name].cells_allocated)
         for name, layer in costed)
     digital = tuple(name for name, layer in layers if layer.spec.adc_range == "ideal")
     leakage = sum((ends.of("leakage", name) for name in done), NOTHING)
@@ -212,11 +211,14 @@ class _Ends:
 
     def time(self, name: str) -> Band:
         """Seconds that a layer takes for an image."""
-        done, hardware = self.done[name], self.technology
-        fixed = sum(hardware.read_setup + pulses * hardware.read_pulse for pulses in done.pulses)
-        each = Band(*(fixed + _conversion_time(done, source, hardware.node) for source in self._sources("adc_time")))
-        pixels = done.pixels / self.images
-        return each.scaled(max(pixels / hardware.copies, min(pixels, 1.0)))  # a pixel is read by one copy
+        return Band(*(self._time(name, source) for source in self._sources("adc_time")))
+
+    def interval(self) -> Band:
+        """Seconds from one image to the next, by the sources that make them fewest and most: for the slowest layer these may be others
+        than for all of them."""
+        pooled = max if self.technology.pipelined else sum
+        times = [pooled(self._time(name, source) for name in self.done) for source in self.technology.for_bits("adc_time", self.bits)]
+        return Band(min(times), times[0], max(times))
 
     def named(self) -> dict[str, tuple[Origin, Origin, Origin]]:
         """The sources of those parts that cost something."""
@@ -233,13 +235,24 @@ class _Ends:
             self.chosen[component] = (known[order[0]], known[0], known[order[-1]]) if known else ()
         return self.chosen[component]
 
+    def _turns(self, done: Events) -> float:
+        """Output pixels of an image that a layer reads one after another: copies share them, and a pixel is read by one copy."""
+        pixels = done.pixels / self.images
+        return max(pixels / self.technology.copies, min(pixels, 1.0))
+
+    def _time(self, name: str, source: Source) -> float:
+        done, hardware = self.done[name], self.technology
+        fixed = sum(hardware.read_setup + pulses * hardware.read_pulse for pulses in done.pulses)
+        return self._turns(done) * fixed + self._cost("adc_time", name)(source)
+
     def _cost(self, component: str, name: str) -> Callable[[Source], float]:
         """`f(source)`: what a layer's use of a part costs by one source."""
         node, done = self.technology.node, self.done[name]
         arrays = done.arrays * self.technology.copies
         adcs = arrays * -(-self.technology.columns // self.shared[name])
         if component == "adc_time":
-            return lambda source: done.pixels * _conversion_time(done, source, node)
+            turns = self._turns(done)
+            return lambda source: turns * _conversion_time(done, source, node)
         if component == "adc_energy":
             return lambda source: sum(n * source.at(component, node, bits) for bits, n in done.conversions.items())
         if component == "adc_area":

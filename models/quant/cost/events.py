@@ -19,7 +19,8 @@ class Events:
     (NeuRRAM; with 1-bit digits it is one pulse).
 
     Attributes:
-        arrays: physical ones. rows: word lines of each. reference_lines: bit lines of references in each, beside its `width`.
+        arrays: of each row block as many as hold its outputs. rows: word lines of each. reference_lines: bit lines of references in each,
+            beside its `width`.
         cells_used, cells_allocated: those that hold weights, and all of the arrays but the references'.
         level_pulses: for each slice, `(bits of its cells, n, m)`: sums of pulses over all cells on word lines that are on, n counting
             each pulse once (what G_min draws), m as often as the level of its cell (what dG draws).

@@ -103,13 +103,13 @@ class CrossbarLayer(OnArrays):
         return _StraightThrough.apply(codes, weight, self.bias, x.detach(), self, scale)
 
     def extra_repr(self) -> str:
-        spec, slices, arrays = self.cell_spec, len(self.slice_bits), len(self.arrays) * self.geometry.groups
+        spec, slices, blocks = self.cell_spec, len(self.slice_bits), len(self.arrays) * self.geometry.groups
         rows = max(stop - start for start, stop in self.arrays)
         missing = spec.adc_range == "calibrated" and not bool(self.adc_delta.all())
         return ", ".join([
             *filter(None, [super().extra_repr()]),
             f"{'pairs of ' if spec.weights == 'pair' else ''}{spec.cell_bits}-bit cells in {slices} slice{'s' * (slices > 1)}",
-            f"{arrays} arrays of up to {rows} rows" if arrays > 1 else f"an array of {rows} rows",
+            f"{blocks} row blocks of up to {rows} rows" if blocks > 1 else f"a row block of {rows} rows",
             spec.adc_text + (", without ranges as yet" if missing else ""), *(["on a chip"] if self.chip else [])])
 
     def simulate(self, x: Tensor) -> Tensor:

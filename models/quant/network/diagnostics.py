@@ -39,8 +39,8 @@ def report(model: nn.Module, images: Batch, histograms: dict[str, np.ndarray], r
     Args: images, a batch of network inputs, for what needs the layers' outputs; histograms, result of
         `collect_histograms`; rule, per: how `sqnr_over_adc_bits` chooses ranges for other precisions.
     Returns: a list of dicts of plain values, one a layer:
-        layer, adc_bits (a mean with a plan), mean_bits (of all reads of `histograms`), arrays (each has a column for every output channel
-        and slice), fill (mean share of rows used), all_zero_reads (share of reads with no active row), output_sqnr_db,
+        layer, adc_bits (a mean with a plan), mean_bits (of all reads of `histograms`), row_blocks (see `filling`), fill (mean share
+        of their rows used), all_zero_reads (share of reads with no active row), output_sqnr_db,
         sqnr_over_adc_bits {B: dB} of the reads as the shift-add weighs them, unit, u_min, and slices: slice, reachable and seen
         [low, high] of v, delta, q_min, values (of its codes), codes_used (share of 2^B), clipped (share of reads), sqnr_db, histogram
         (counts of the bins of `v = unit (u_min + i)`).
@@ -58,9 +58,9 @@ def report(model: nn.Module, images: Batch, histograms: dict[str, np.ndarray], r
         inputs, wanted = ideal_pass(model, layers, images)
     for name, layer in layers:
         mapped, counts, reads = layer.mapped(), histograms[name], seen.layers[name].reads_of(layer.spec)
-        arrays, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
+        row_blocks, fill = filling(layer, layer.spec.mapping, layer.spec.rows)
         result.append({
-            "layer": name, "adc_bits": layer.spec.adc_bits, "arrays": arrays, "fill": fill,
+            "layer": name, "adc_bits": layer.spec.adc_bits, "row_blocks": row_blocks, "fill": fill,
             "all_zero_reads": float((reads[:, 0] / reads.sum(1)).mean()),
             "output_sqnr_db": _sqnr(wanted[name].double(), layer.simulate(inputs[name]).double()),
             "sqnr_over_adc_bits": {bits: _weighted_sqnr(mapped, counts.sum(axis=2), bits, chosen) for bits in CURVE_BITS

@@ -1,4 +1,4 @@
-"""How many arrays layers take, and how far they fill them."""
+"""How many row blocks layers have, and how far they fill them."""
 
 from collections.abc import Iterable
 
@@ -7,8 +7,11 @@ from ..layers.crossbar import CrossbarLayer
 
 
 def filling(layer: CrossbarLayer, mapping: str, rows: int) -> tuple[int, float]:
-    """(arrays of a layer, each with a column for every output; mean share of their rows that hold weights) with a mapping, on so many
-    rows."""
+    """(row blocks of a layer; mean share of their rows that hold weights) with a mapping, on so many rows.
+
+    A row block is up to `rows` rows of a group, for all its outputs. How many arrays side by side hold these follows from the columns of
+    an array, which costs know (`cost.events`).
+    """
     _, channels, height, width = layer.w_shape
     held = [stop - start for start, stop in array_bounds(mapping, height * width, channels, rows, layer.geometry.planes)]
     return len(held) * layer.geometry.groups, sum(held) / len(held) / rows
@@ -17,5 +20,5 @@ def filling(layer: CrossbarLayer, mapping: str, rows: int) -> tuple[int, float]:
 def together(fillings: Iterable[tuple[int, float]]) -> tuple[int, float]:
     """As `filling`, of several layers."""
     fillings = list(fillings)
-    arrays = sum(count for count, _ in fillings)
-    return arrays, sum(count * share for count, share in fillings) / arrays
+    blocks = sum(count for count, _ in fillings)
+    return blocks, sum(count * share for count, share in fillings) / blocks
