@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from models.quant import Calibration, CrossbarSpec, Setting, convert, crossbar_layers, load, measure, save
+from models.quant import Calibration, CrossbarSpec, Setting, calibrate, convert, crossbar_layers, load, measure, save
 from models.quant.conversion.tracing import trace
-from models.quant.layers.batches import first_of, first_tensor, joined, length, part_of
+from models.quant.cost import count
+from models.quant.layers.batches import called, first_of, first_tensor, joined, length, part_of
 from models.quant.layers.loaders import apart
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,6 +46,17 @@ class Joined(nn.Module):
 
     def forward(self, xy):
         return self.two(xy[:, :12], xy[:, 12:])["logits"]
+
+
+class Whole(nn.Module):
+    """The same network of one dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.two = Two()
+
+    def forward(self, batch):
+        return self.two(batch["x"], batch.get("y"))
 
 
 X, Y, LABELS = seeded(40, 12), seeded(40, 6).flip(0), torch.arange(40) % 5
@@ -114,6 +126,45 @@ def test_a_network_of_mappings_is_saved_and_loaded(tmp_path):
     again = load(tmp_path / "net.pt", Two())
     with torch.no_grad():
         assert torch.equal(again(X, Y)["logits"], net(X, Y)["logits"])
+
+
+def test_a_network_of_one_dictionary():
+    """As one of the same inputs by name, wherever batches pass, targets in them or not."""
+    data = [{"x": X[:20], "y": Y[:20], "label": LABELS[:20]}, {"x": X[20:], "y": Y[20:], "label": LABELS[20:]}]
+    images = [{"x": batch["x"], "y": batch["y"]} for batch in data]
+    whole, named = convert(Whole(), SPEC, data), convert(Two(), SPEC, data)
+    setting = Setting(replace(SPEC, adc_bits=3))
+    found, wanted = (measure(net, data, None, setting, calibration=data) for net in (whole, named))
+    assert torch.equal(found.predictions, wanted.predictions) and found.accuracy == wanted.accuracy
+    assert measure(whole, {"x": X, "y": Y}, LABELS, setting, calibration=data).accuracy == wanted.accuracy
+    found, wanted = (calibrate(net, images) for net in (whole, named))
+    assert all((found[f"two.{name}"] == of_layer).all() for name, of_layer in wanted.items()) and len(found) == len(wanted) == 3
+    found, wanted = (count(net, images) for net in (whole, named))
+    assert found.images == wanted.images == 40
+    with torch.no_grad():
+        assert torch.equal(called(torch.compile(Whole(), backend="eager"), {"x": X})["logits"], Whole()({"x": X})["logits"])
+
+
+@pytest.mark.parametrize("forward, batch, whole", [
+    (lambda batch: batch, {"x": X}, True), (lambda batch, extra=None: batch, {"x": X, 3: Y}, True),
+    (lambda batch, **more: batch, {"x": X}, True), (lambda x: x, {"x": X}, False), (lambda x, y=None: x, {"x": X, "y": Y}, False),
+    (lambda x=None, **more: more, {"z": X}, False), (lambda *parts, **more: more, {"x": X}, False)], ids=range(7))
+def test_a_dictionary_is_one_input_or_gives_them_by_name(forward, batch, whole):
+    """One input where forward needs one, and has none of its names."""
+    assert (called(of(forward), batch) is batch) == whole
+
+
+@pytest.mark.parametrize("forward, message", [
+    (lambda x, mask=None: x, r"unexpected keyword argument 'image' \(forward takes x, mask, the dict has image, x: give it the same nam"),
+    (lambda pixels: F.linear(pixels, X), r"dict.* \(forward takes pixels, the dict has image, x: give it the same names; or a forw"),
+    (lambda batch: batch["label"], r"it asks for 'label', which is not there \(it was taken as the target: give take=lambda batch: \(bat"),
+    (lambda batch: batch["mask"], "it asks for 'mask', which is not there$")], ids=["name", "one", "target", "missing"])
+def test_what_is_said_of_dictionaries_that_a_network_does_not_take(forward, message):
+    net = nn.Linear(12, 3)
+    net.forward = forward
+    with pytest.raises(ValueError, match=rf"^the network does not run on the images, of shape \[40, 6\], \[40, 12\]: .*{message}") as error:
+        convert(net, SPEC, {"image": Y, "x": X, "label": LABELS})
+    assert "batch_dim" not in str(error.value) and "\n" not in str(error.value)
 
 
 # ---- which part is what ------------------------------------------------------------------------------------------------

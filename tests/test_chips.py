@@ -363,7 +363,11 @@ def test_table_and_results_of_chips(run, checkpoint):  # noqa: F811
     for line, title, record in zip(table[2:6], titles, records):
         lowest = [] if record["accuracy_std"] is None else [f"{record[name]:.2f}" for name in ("accuracy_std", "accuracy_lowest")]
         assert line.startswith(title + " ") and line.removeprefix(title).split()[:1 + len(lowest)] == [f"{record['accuracy']:.2f}", *lowest]
-    assert "with a device: mean, deviation and lowest of 3 chips" in table
+    changes = [record["chip_changed_predictions"] for record in (early, late)]
+    of_images = [f"{100 * statistics.fmean(max(1, k) for k in of_each)**0.5 / 12:.2f}" for of_each in changes]
+    assert "with a device: mean, deviation and lowest of 3 chips" in table and (
+        "the choice of images, which all chips share, adds a standard deviation of "
+        f"{' to '.join(dict.fromkeys(sorted(of_images, key=float)))} to a difference") in " ".join(table)
     for record in (software, ideal):
         assert not any(record[name] is not None for name in (
             "device", "device_time_s", "device_temp_C", "chips", "chip_seed", "noise_seed", "accuracy_std", "accuracy_lowest",

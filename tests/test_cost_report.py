@@ -164,10 +164,12 @@ def test_one_picture_of_many_settings_and_layers(count, named, cost, tmp_path):
 def test_whiskers_are_said_to_be_what_they_are(cost, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(report, "save", lambda figure, *_, **__: drawn.append(figure))
-    for record in (costed(cost), replace(costed(cost), chip_accuracies=(89.0, 91.0))):
+    one = replace(costed(cost), chance=1.0)
+    for record in (one, replace(one, chip_accuracies=(89.0, 91.0))):
         cost_report.accuracy_over_energy(tmp_path, [record], "title")
     said = [[text.get_text() for text in figure.legends[0].get_texts()][-1] for figure in drawn]
-    assert said == ["whiskers: what chance alone can do (the root of changed)", "whiskers: deviation over 2 chips"]
+    assert said == ["whiskers: standard deviation by the choice of examples",
+                    "whiskers: standard deviation over 2 chips and by the choice of examples"]
 
 
 def test_a_device_gives_its_levels(run, checkpoint):

@@ -243,7 +243,8 @@ def test_the_table_of_a_language_model(folders, texts, tmp_path, monkeypatch, ca
     assert float_row["perplexity"] == pytest.approx(recipe(language.model_of(folders["gpt2"]), ids(texts(400)), 24, 12), rel=1e-4)
     assert row["software_perplexity"] == quantized["perplexity"] == pytest.approx(float_row["perplexity"], rel=0.05)
     assert row["metric"] == "perplexity" and row["dataset"] == "windows of text" and row["metric_higher"] is False
-    assert "perplexity" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "perplexity" in text and "examples/s" in text and "image" not in text
     evaluation.main([*flags, "--dry_run"])
     assert "all are measured already" in capsys.readouterr().out
     evaluation.main([*flags, "--stride", "24", "--dry_run"])

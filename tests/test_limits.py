@@ -275,8 +275,8 @@ def test_what_is_refused(find, flags, words):
         find(*flags)
 
 
-def test_the_root_of_a_mean_of_squares(monkeypatch, tmp_path):
-    """Of two examples that differ much an interval reaches below 0, where there is no root."""
+def test_the_root_of_a_mean_of_squares(monkeypatch, tmp_path, capsys):
+    """Of two examples that differ much an interval reaches below 0, where there is no root. What is printed calls them examples."""
     monkeypatch.chdir(tmp_path)
     Path("task.py").write_text("""
 import math, torch
@@ -288,5 +288,7 @@ def task():
 """)
     evaluation.main(["--model", "task.py:task", "--ngpu", "0", "--adc_bits", "8", "--largest", "adc_noise=0:20:20",
                      "--at_most", "rms=software*1.05", "--save_path", ".", "--prob_path", ".", "--limit", "2"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert ", 2 examples: undecided" in text and "of all chips and examples that were seen" in text and "image" not in text
     [row] = json.loads(Path("limits.json").read_text())
     assert row["kept_for_sure"] is row["lost_for_sure"] is None and row["bound"] == pytest.approx(1.05 * row["software"])

@@ -1,6 +1,8 @@
 """models/quant/measuring/metrics.py: numbers of outputs and targets, against those of PyTorch, of torchmetrics and of plain loops."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from models.quant import CrossbarSpec, Metric, Setting, convert, cross_entropy, measure, measure_float, perplexity, signal_to_error, top5
-from models.quant.measuring.metrics import Scale, accuracy
+from models.quant.measuring.metrics import Scale, accuracy, chance_of_changes, metric_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 torchmetrics = pytest.importorskip("torchmetrics")
@@ -149,6 +151,13 @@ def test_what_chance_alone_gives():
     assert perplexity.chance(a, a) == 0
 
 
+def test_chance_of_right_and_wrong_is_at_least_one_answer():
+    """Among a few examples that none changes does not say that none does. 20 images of 5 pixels."""
+    same = torch.tensor([[80.0, 5.0]] * 20, dtype=torch.float64)
+    assert accuracy.chance(same, same) == top5.chance(same, same) == pytest.approx(1.0)
+    assert [chance_of_changes(k, 200) for k in (0, 1, 16)] == [0.5, 0.5, 2.0]
+
+
 def test_what_chance_gives_to_examples_of_unequal_weights():
     """What weights explain is no chance. Against a bootstrap of the difference of two means."""
     drawn = np.random.default_rng(0)
@@ -196,10 +205,10 @@ def test_records_of_a_setting_say_how_far_chance_goes():
     (lambda output, target: output[0].oops, LABELS, "^the metric value does not take the output, .* target, a tensor .*'oops'$"),
     (cross_entropy, LABELS[:, None, None].expand(60, 2, 2), r"outputs \[2, 9\] have targets \[2, 2, 2\]: a class for each of them"),
     (torchmetrics.ConfusionMatrix(task="multiclass", num_classes=9), LABELS, r"gives a tensor \[9, 9\], and one number is expected"),
-    (torchmetrics.MeanSquaredError, LABELS, "^the metric is a ABCMeta; give a function"),
-    ("accuracy", LABELS, r"^the metric is a str; give a function \(output, target\) -> numbers, a Metric, or a torchmetrics")],
+    (torchmetrics.MeanSquaredError, LABELS, r"^the metric is a ABCMeta; give a name, a function \(output, target\) -> numbers, a Metric, "),
+    ("top-6", LABELS, r"^the metric is 'top-6'; names are accuracy, top5, cross_entropy, perplexity \(signal_to_error needs the floa")],
     ids=["no target", "text", "nan", "inf", "value", "value inf", "matrix", "pairs", "error", "shapes", "torchmetrics", "a class",
-         "no metric"])
+         "no name"])
 def test_what_is_no_metric_is_one_line_before_any_work(metric, labels, message):
     passed = []
 
@@ -211,6 +220,22 @@ def test_what_is_no_metric_is_one_line_before_any_work(metric, labels, message):
     with pytest.raises(ValueError, match=message) as caught:
         measure(Counting(), seeded(60, 9), labels, None, metric=metric)
     assert "\n" not in str(caught.value) and sum(passed) <= 2
+
+
+@pytest.mark.parametrize("metric, names", [
+    (accuracy, ["accuracy", " Accuracy"]), (top5, ["top5", "top-5", "Top_5", "top 5"]), (perplexity, ["perplexity", "PERPLEXITY"]),
+    (cross_entropy, ["cross_entropy", "cross-entropy", "Cross Entropy", "crossentropy"])], ids=lambda value: getattr(value, "name", None))
+def test_metrics_by_name(metric, names):
+    wanted = measure(Given(), seeded(60, 9), LABELS, None, metric=metric)
+    for name in names:
+        found = measure(Given(), seeded(60, 9), LABELS, None, metric=name)
+        assert (found.metric, found.accuracy) == (metric.scale, wanted.accuracy)
+
+
+def test_metrics_that_the_docs_name_have_names():
+    rows = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)* \|", Path(__file__).parents[1].joinpath("docs/tasks.md").read_text(), re.MULTILINE)
+    found = {name for row in rows for name in row if name}
+    assert found == {"top5", "cross_entropy", "perplexity"} and {metric_of(name).name for name in found} == found
 
 
 def test_names_that_no_column_can_have():

@@ -43,6 +43,25 @@ def test_columns_of_a_converted_network():
                          "changed: images that are classified differently than by float, and than by quantized"]
 
 
+def test_a_table_calls_examples_what_they_are():
+    records = [record(None), record(Setting(chips=Chips(device=Device.preset("techA"), chips=2)), chip_accuracies=(90.0, 90.0), chance=1.5)]
+    for kind, word, other in (("test images", "images", "examples"), ("windows of text", "examples", "images")):
+        text = settings_table(records, 100, kind)
+        said = " ".join(text.split())
+        assert f" {word}/s\n" in text and f"changed: {word} that are classified" in text and f"100 {kind}\n" in text
+        assert said.endswith(f"2 chips the choice of {word}, which all chips share, adds a standard deviation of 1.50 to a difference")
+        assert other not in text
+
+
+def test_a_table_says_what_the_deviation_of_chips_leaves_out():
+    """The smallest and the largest chance of settings with chips; nothing where none is known."""
+    chips = Setting(chips=Chips(device=Device.preset("techA"), chips=2))
+    records = [record(None), *(record(chips, chip_accuracies=(90.0, 90.0), chance=chance) for chance in (3.0, 0.5, 1.0)), record(chance=9)]
+    assert "a standard deviation of 0.50 to 3.00 to a difference" in " ".join(settings_table(records, 100, "test images").split())
+    text = settings_table([record(None), record(chips, chip_accuracies=(90.0, 90.0))], 100, "test images")
+    assert text.endswith("\nwith a device: mean, deviation and lowest of 2 chips")
+
+
 def test_a_table_says_once_what_all_settings_share():
     """A row has what differs; of one setting all is in its row."""
     specs = [CrossbarSpec(cell_bits=cells, rows=64, **more) for cells, more in ((1, {}), (2, {}), (2, {"mapping": "im2col"}))]
@@ -207,7 +226,7 @@ def test_accuracy_over_bits_is_over_those_of_the_reads(drawn, tmp_path):
 
 def test_a_line_under_another_shows_on_both_sides_of_it(drawn, tmp_path):
     """Three curves, the first below the last; the legend says once what they share, and what the bands are."""
-    records = [record(Setting(CrossbarSpec(cell_bits=cells, adc_bits=bits)), accuracy + bits, mean_bits=bits)
+    records = [record(Setting(CrossbarSpec(cell_bits=cells, adc_bits=bits)), accuracy + bits, mean_bits=bits, chance=2.0)
                for cells, accuracy in ((1, 80), (2, 70), (4, 80)) for bits in (4, 6)]
     report.accuracy_plot(records, "title", tmp_path)
     first, *others, _, mark, _, part = drawn[0].axes[0].lines  # behind software two marks and what is between them
@@ -218,7 +237,7 @@ def test_a_line_under_another_shows_on_both_sides_of_it(drawn, tmp_path):
     legend = drawn[0].axes[0].get_legend()
     assert legend.get_title().get_text() == "all settings: calibrated"
     assert [text.get_text() for text in legend.get_texts()] == [
-        "1-bit cells", "2-bit cells", "4-bit cells", "software", "band: what chance alone can do (the root of changed)"]
+        "1-bit cells", "2-bit cells", "4-bit cells", "software", "band: standard deviation by the choice of examples"]
     axes = drawing.new_figure(4, 4).subplots()
     lines = [*axes.plot([0, 1, 2], [0, 1, 2]), *axes.plot([1, 2], [1, 0])]  # one mark in common is no part of a line
     drawing.show_hidden(axes, lines, whole=True)

@@ -39,7 +39,7 @@ from models.quant.storage.files import atomic_write, locked, write_text
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Cache, Record, measure
 from models.quant.measuring.placing import place
-from models.quant.measuring.metrics import accuracy
+from models.quant.measuring.metrics import Scale, accuracy
 from models.quant.measuring.setting import Setting, reads_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -1010,20 +1010,24 @@ def test_settings_with_bits_of_single_layers_are_one_curve():
 
 
 def test_bands_of_pictures():
-    """Ideal cells or one chip: the root of the changed predictions; several chips: their deviation, up to all images."""
-    one = Record(None, torch.zeros(200), 99.0, 99.0, 16, 1.0, None)
-    several = replace(one, chip_accuracies=(98.0, 100.0))
-    assert report.bands([one]).tolist() == [[99], [97], [101]]
-    assert report.bands([several]).tolist() == [[99], [pytest.approx(99 - 2**0.5)], [100]]
+    """Ideal cells or one chip: the chance of the images; several chips: their deviation too, up to all images. Chips of one accuracy have
+    a band."""
+    one = Record(None, torch.zeros(200), 97.0, 99.0, 16, 1.0, None, chance=2.0)
+    several, alike = replace(one, chip_accuracies=(96.0, 98.0)), replace(one, chip_accuracies=(97.0, 97.0, 97.0))
+    assert report.bands([one, several, alike]).T.tolist() == [[97, 95, 99], [97, pytest.approx(97 - 6**0.5), pytest.approx(97 + 6**0.5)],
+                                                              [97, 95, 99]]
+    assert report.bands([replace(one, accuracy=99.0), replace(one, accuracy=1.0)]).T.tolist() == [[99, 97, 100], [1, 0, 3]]
+    of_percents = replace(one, accuracy=150.0, metric=Scale("error", "%", False))
+    assert report.bands([of_percents]).T.tolist() == [[150, 148, 150]]
 
 
 def test_bands_are_said_to_be_what_they_are():
-    """Ideal cells beside chips have the band of chance, and no deviation."""
-    one = Record(None, torch.zeros(200), 99.0, 99.0, 16, 1.0, None)
+    one = Record(None, torch.zeros(200), 99.0, 99.0, 16, 1.0, None, chance=2.0)
     several = replace(one, chip_accuracies=(98.0, 100.0))
-    assert report.band_words([one]).startswith("what chance alone")
-    assert report.band_words([several]) == "deviation over 2 chips"
-    assert report.band_words([several, one]).startswith("deviation over 2 chips; of ideal cells what chance alone")
+    assert report.band_words([one]) == ["standard deviation by the choice of examples"]
+    assert report.band_words([several, one]) == ["standard deviation over 2 chips and by the choice of examples"]
+    assert report.band_words([replace(several, chance=None)]) == ["standard deviation over 2 chips"]
+    assert report.band_words([replace(one, chance=None)]) == []
 
 
 @pytest.mark.parametrize("curves", [3, 9])

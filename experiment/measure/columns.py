@@ -121,6 +121,7 @@ def value_of(row: Mapping[str, Any], name: str) -> Any:
 PERCENTS = several(is_percent)
 IS_REAL = partial(is_number, low=-sys.float_info.max)
 OTHERS = {is_percent: IS_REAL, PERCENTS: several(IS_REAL)}  # what takes the place of percent where another metric stands for it
+EXAMPLES = "{examples}"  # in a head: what the examples are called
 
 
 def _of_metric(name: str, head: str | Callable | None = None, sign: str = "", of: Callable[[Record], Any] | None = None,
@@ -223,7 +224,7 @@ COLUMNS = (
     Column("n_images", lambda of: of.record.n_images, is_count, empty=False, field="examples"),
     _measured("changed_predictions", is_count, head=_if(of_classes, "changed"),
               text=lambda record: "" if record.is_float else str(record.changed_predictions)),
-    _measured("images_per_s", head=lambda records: "images/s" if records[0].metric == Scale() else "examples/s",
+    _measured("images_per_s", head=f"{EXAMPLES}/s",
               text=lambda record: f"{record.images_per_s:{'.0f' if record.images_per_s >= 10 else '.2g'}}"),
     _measured("seconds", lambda value: is_number(value) and value > 0, empty=False),
     _given("batch_size"),
@@ -277,11 +278,13 @@ def fields_of(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()} | {"metric": metric}
 
 
-def shown(records: Sequence[Record], names: Iterable[str] | None = None) -> list[tuple[str, Callable[[Record], str]]]:
-    """(head, text of a record) of the columns that a table of some records has. Args: names, of columns that it may have; None: `SHOWN`."""
+def shown(records: Sequence[Record], names: Iterable[str] | None = None, examples: str = "examples"
+          ) -> list[tuple[str, Callable[[Record], str]]]:
+    """(head, text of a record) of the columns that a table of some records has. Args: names, of columns that it may have; None: `SHOWN`;
+    examples, what these are called."""
     by_name = {column.name: column for column in COLUMNS}
     heads = {name: head(records) if callable(head := by_name[name].head) else head for name in (SHOWN if names is None else names)}
-    return [(head, by_name[name].text) for name, head in heads.items() if head is not None]
+    return [(head.replace(EXAMPLES, examples), by_name[name].text) for name, head in heads.items() if head is not None]
 
 
 def metric_for(task: Task | None) -> Any:

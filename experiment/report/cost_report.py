@@ -198,4 +198,4 @@ def accuracy_over_energy(path: Path, records: Sequence[Record], title: str) -> N
     axes.set(xscale="log", xlabel="energy of an example (uJ); beside each point the ADC's bits")
     label_decades(axes)
     finish(figure, axes, lines, records, title, shared, path, below=True, notes=[
-        "points: by typical sources; bars: by the cheapest to the dearest", f"whiskers: {band_words(records)}"])
+        "points: by typical sources; bars: by the cheapest to the dearest", *(f"whiskers: {each}" for each in band_words(records))])

@@ -25,8 +25,8 @@ SHEET = "specification.json"
 DIGITS = 4  # of a number as it is shown
 # Columns that stand first: what is measured, then what was found.
 FIRST = ("baseline", "model", "dataset", "checkpoint", "wbit", "abit", *LAYER_FIELDS, "map", "per_layer", "device", "device_time_s",
-         "device_temp_C", "stuck_on", "stuck_off", *CHIPS_OR_NOISE, "accuracy", "accuracy_std", "accuracy_lowest", "software_accuracy",
-         "changed_predictions", "float_accuracy", "float_changed_predictions", "mean_bits", "conversions", *FIGURES)
+         "device_temp_C", "stuck_on", "stuck_off", *CHIPS_OR_NOISE, "accuracy", "accuracy_std", "accuracy_lowest", "chance",
+         "software_accuracy", "changed_predictions", "float_accuracy", "float_changed_predictions", "mean_bits", "conversions", *FIGURES)
 # What has a value for some rows on arrays and none for the others, and differs by that.
 OR_NONE = ("adc_bits", "per_layer", "device", "accuracy_std", "accuracy_lowest", "mean_bits")
 MACHINE = ("python", "torch", "numba", "triton", "cpu", "threads", "processes", "gpu", "command")  # what stands below the table

@@ -60,7 +60,7 @@ def _sweep(records: Sequence[Record], name: str) -> dict[str, list[tuple[float, 
 
 
 def sweep_plot(curves: Mapping[str, Sequence[tuple[float, Record]]], name: str, title: str, path: str | Path) -> None:
-    """Accuracy over a value of chips, such as the device's time: a line a curve, with its band over the chips."""
+    """Accuracy over a value of chips, such as the device's time: a line a curve, with its band (`bands`)."""
     figure, axes = _axes("tab10" if len(curves) <= 10 else "tab20")
     shared, names = in_common([*curves])
     lines = [_curve(axes, name, [value for value, _ in points], [record for _, record in points])
@@ -135,37 +135,21 @@ def _curve(axes: Any, name: str, x: Sequence[float], points: Sequence[Record]) -
 
 
 def bands(records: Sequence[Record]) -> np.ndarray:
-    """Accuracy, or what stands for it, lower and upper end of the band of each record, `[3, N]`; of percents no chip has less than nothing
-    or more than all."""
-    accuracy, band = np.array([(record.accuracy, band_of_chance(record)) for record in records]).T
+    """Accuracy, or what stands for it, lower and upper end of the band of each record (`Record.band`), `[3, N]`; no band of percents goes
+    below nothing or beyond all."""
+    accuracy, band = np.array([(record.accuracy, record.band) for record in records]).T
     low, high = accuracy - band, accuracy + band
-    if all(map(_has_deviation, records)) and records[0].metric.unit == "%":
-        low, high = np.clip([low, high], 0, 100)
+    if records[0].metric.unit == "%":
+        low, high = np.maximum(low, np.minimum(accuracy, 0)), np.minimum(high, np.maximum(accuracy, 100))
     return np.stack([accuracy, low, high])
 
 
-def band_words(records: Sequence[Record]) -> str:
-    """What the bands of a picture are."""
+def band_words(records: Sequence[Record]) -> list[str]:
+    """What the bands of a picture are, as a note; none where they have no width."""
     chips = max(len(record.chip_accuracies or ()) for record in records)
-    single = any(record.chance is not None for record in records)
-    chance = f"what chance alone can do ({'by the differences of single examples' if single else 'the root of changed'})"
-    if chips < 2:
-        return chance
-    return f"deviation over {chips} chips" + ("" if all(map(_has_deviation, records)) else f"; of ideal cells {chance}")
-
-
-def _has_deviation(record: Record) -> bool:
-    return record.accuracy_std is not None
-
-
-def band_of_chance(record: Record) -> float:
-    """Of chips the deviation. Of one chip or ideal cells that of chance, `Record.chance`; of accuracy: of k predictions that differ from
-    the software's, as many become right as wrong, give or take sqrt(k), so sqrt(k) / n of the accuracy says nothing."""
-    if record.accuracy_std is not None:
-        return record.accuracy_std
-    if record.chance is not None or record.changed_predictions is None:
-        return record.chance or 0.0
-    return 100 * record.changed_predictions**0.5 / record.n_images
+    causes = [*([f"over {chips} chips"] if chips > 1 else []),
+              *(["by the choice of examples"] if any(record.chance is not None for record in records) else [])]
+    return [f"standard deviation {' and '.join(causes)}"] if causes else []
 
 
 def draw_software(axes: Any, record: Record) -> None:
@@ -188,7 +172,7 @@ def finish(figure: Any, axes: Any, lines: Sequence[Any], records: Sequence[Recor
     axes.set_ylabel(records[0].metric.axis)
     axes.grid(alpha=0.3, which="both")
     add_title(figure, title)
-    add_legend(figure, axes, shared and f"all settings: {shared}", notes or [f"band: {band_words(records)}"], below)
+    add_legend(figure, axes, shared and f"all settings: {shared}", notes or [f"band: {each}" for each in band_words(records)], below)
     save(figure, path, dpi=150)
 
 

@@ -14,6 +14,7 @@ from models.quant.measuring.measure import Record
 
 from ..measure.columns import of_classes, shown, worst
 from ..settings.costs import FIGURES
+from ..start.images import word_of
 
 WIDTH = 100  # columns of a terminal that a table takes at most
 NAME = 20  # of them, those that the names of rows have at least
@@ -87,21 +88,22 @@ def _drawn(columns: Sequence[Sequence[str]], gap: int) -> str:
 def settings_table(records: Sequence[Record], of_all: int, kind: str, planes: str | None = None) -> str:
     """The result of an evaluation. What all settings share stands once above, each row has what differs.
 
-    Args: records, that of the float network, if there is one, and that of the software first; of_all, how many images the set has; kind,
-    of the images, such as "test images"; planes, the folder that the cells came from.
+    Args: records, that of the float network, if there is one, and that of the software first; of_all, how many examples the set has; kind,
+    of these, such as "test images"; planes, the folder that the cells came from.
     """
     shared, names = _names(records)
-    tables = [_table(records, names)]
+    examples = word_of(kind)
+    tables = [_table(records, names, examples)]
     if costed := [i for i, record in enumerate(records) if record.cost]:
-        tables.append(_table([records[i] for i in costed], [names[i] for i in costed], FIGURES))
+        tables.append(_table([records[i] for i in costed], [names[i] for i in costed], examples, FIGURES))
     n = records[-1].n_images
-    images = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
+    count = f"{n} {kind}" if n == of_all else f"only {n} of {of_all} {kind} (--limit)"
     several = max(len(record.chip_accuracies or ()) for record in records)
-    notes = [images + (f"; cells from {planes}" if planes else ""), *_baselines(records)]
+    notes = [count + (f"; cells from {planes}" if planes else ""), *_baselines(records, examples)]
     if several > 1:
         noisy = {record.setting.without_cells for record in records if record.setting and record.setting.chips}
         which = " and ".join(words for each, words in ((False, "a device"), (True, "noise on the weights")) if each in noisy)
-        notes.append(f"with {which}: mean, deviation and {worst(records)} of {several} chips")
+        notes += [f"with {which}: mean, deviation and {worst(records)} of {several} chips", *_beside_chips(records, examples)]
     if costed:
         notes.append("costs, of an example: by typical sources (by the cheapest to the dearest; where the typical value is an end, one "
                      "source makes both)")
@@ -117,16 +119,23 @@ def _names(records: Sequence[Record]) -> tuple[str, list[str]]:
     return shared, [next(left) if record.setting else str(record) for record in records]
 
 
-def _table(records: Sequence[Record], names: Sequence[str], *of: Sequence[str]) -> str:
-    columns = shown(records, *of)
+def _beside_chips(records: Sequence[Record], examples: str) -> list[str]:
+    """What the deviation of chips leaves out, if that is known: the smallest and the largest."""
+    chances = sorted(record.chance for record in records if record.accuracy_std is not None and record.chance is not None)
+    ends = " to ".join(dict.fromkeys(records[0].metric.text(each) for each in (*chances[:1], *chances[-1:])))
+    return [f"the choice of {examples}, which all chips share, adds a standard deviation of {ends} to a difference"] if ends else []
+
+
+def _table(records: Sequence[Record], names: Sequence[str], examples: str, of: Sequence[str] | None = None) -> str:
+    columns = shown(records, of, examples)
     return text_table(["setting", *(head for head, _ in columns)],
                       [[name, *(text(record) for _, text in columns)] for name, record in zip(names, records)])
 
 
-def _baselines(records: Sequence[Record]) -> list[str]:
+def _baselines(records: Sequence[Record], examples: str) -> list[str]:
     """What the baselines are."""
     if records[0].is_float:
         what, others = "float: the network as it came; quantized: its quantized form, without arrays", "float, and than by quantized"
     else:
         what, others = "software: the same quantized network, without ADCs", "software"
-    return [what, *([f"changed: images that are classified differently than by {others}"] if of_classes(records) else [])]
+    return [what, *([f"changed: {examples} that are classified differently than by {others}"] if of_classes(records) else [])]

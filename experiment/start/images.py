@@ -42,6 +42,11 @@ class EvalImages:
     report: Batch
 
 
+def word_of(kind: str) -> str:
+    """What is printed of examples of a kind, such as "test images" or "windows of text"."""
+    return "images" if kind.endswith("images") else "examples"
+
+
 def check_flags_of_task(settings: EvalSettings, task: Task) -> None:
     """Refuse flags of images for a network that brings a task, and a search without examples that choose. Raises: UserError."""
     ours = {"batch_size"} if foreign.is_language_model(settings.model) else set()  # whose batches are made here

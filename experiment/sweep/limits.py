@@ -27,6 +27,7 @@ from ..report.tables import in_common, note, text_table
 from ..settings.chips import devices_of
 from ..settings.eval_settings import all_settings
 from ..settings.limits import Bound, Span, bounds_of, example_of, fields_of_hardware, spans_of
+from ..start.images import word_of
 from .bench import Bench
 from .parts import numbers_of
 from .search import known_bound
@@ -101,13 +102,13 @@ class Limit:
 
     Args: parts, the bench's blocks of images; pool, which measures; log, which is told of each look; start, sides, see `LastKept`.
     Attributes: software, its value of the metric; settings, the first and the last; drawn, whether it has chips; chips, the most; found,
-        what the tests found.
+        what the tests found; examples, what they are called.
     """
 
     def __init__(self, case: Case, parts: Sequence[Bench], pool: Pool, log: logging.Logger | None, start: int | None = None,
                  sides: bool = True) -> None:
         self.case, self.parts, self.pool, self.log = case, parts, pool, log
-        self.metric, of = parts[0].metric, parts[0].settings
+        self.metric, of, self.examples = parts[0].metric, parts[0].settings, word_of(parts[0].shown.kind)
         self.settings = [case.setting(parts[0], value) for value in (case.span.values[0], case.span.values[-1])]
         self.drawn = any(setting.chips for setting in self.settings)
         self.chips = of.of_chips.get("chips", case.most_chips) if self.drawn else 1
@@ -151,7 +152,7 @@ class Limit:
         look, scale = seen.look, self.metric.scale
         most = 100.0 if scale.unit == "%" else math.inf
         ends = " to ".join(scale.text(min(value, most)) for value in sorted((self._value(seen.low), self._value(seen.high))))
-        by = f"{chips_text(look.chips * self.drawn)}, {look.images} images"
+        by = f"{chips_text(look.chips * self.drawn)}, {look.images} {self.examples}"
         self.log.info(f"{self.case.span.flag} {self.case.text(seen.place)}: {scale.name} {ends}, {by}: "
                       f"{ {True: 'kept', False: 'not kept', None: 'undecided'}[seen.keeps]}")
 
@@ -214,8 +215,8 @@ def limits_table(limits: Sequence[Limit], images: str) -> str:
     bound = f"{scale.name} at {'least' if first.case.bound.sign > 0 else 'most'} {scale.text(first.case.bound.at(first.software))}"
     lines = [f"bound: {bound}; software: {scale.text(first.software)}; {images}",
              f"kept at, not kept at: decided by tests; one of the two is wrong with a chance of {ERROR:.0%} at most. Between them the mean "
-             "of all chips and images that were seen decides",
-             "of a grid: images that were looked at, of those that all values would take",
+             f"of all chips and {first.examples} that were seen decides",
+             f"of a grid: {first.examples} that were looked at, of those that all values would take",
              *filter(None, (limit.says_open() for limit in limits))]
     return "\n".join([*([note(f"all settings: {shared}")] if shared else []),
                       text_table(["limit", "value", "kept at", "not kept at", "of", "of a grid"], rows), *map(note, lines)])

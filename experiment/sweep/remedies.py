@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from models.quant.measuring.measure import Record
+from models.quant.measuring.metrics import chance_of_changes
 from models.quant.measuring.setting import Setting
 
 from ..program.cli import UserError
@@ -114,7 +115,7 @@ class Remedies:
             return self.bench.metric.chance(after.numbers, before.numbers)
         if before.predictions is None or after.predictions is None:
             return None
-        return 100 * math.sqrt((before.predictions != after.predictions).sum().item()) / len(before.predictions)
+        return chance_of_changes((before.predictions != after.predictions).sum().item(), len(before.predictions))
 
 
 def bound_for(bench: Bench) -> Bound:

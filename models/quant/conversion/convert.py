@@ -55,8 +55,9 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
         model: any network; in its own type and on its own device.
         spec: the hardware; `w_bits` 2..8 and `a_bits` are those of all layers but the first and the last. None binds the weights and
             quantizes nothing, to check that the network's answers stay what they are.
-        images: inputs like those of its training: a tensor `[N, ...]`, a mapping of tensors, which `forward` takes by name, or an
-            iterable of batches, such as a DataLoader, with or without targets (`loaders.apart`). They choose scales and ADC ranges.
+        images: inputs like those of its training: a tensor `[N, ...]`, a mapping of tensors, which `forward` takes by name or
+            as one input, or an iterable of batches, such as a DataLoader, with or without targets (`loaders.apart`). They choose scales
+            and ADC ranges.
         skip: patterns (`fnmatch`) of names of layers that stay digital, such as "head*".
         specs: `{pattern: spec}` for layers with other hardware or bits; the first pattern that fits counts (of `--per_layer` the last).
         first_last_bits: weight and input bits of the first and the last layer; None: those of the spec.
@@ -90,7 +91,7 @@ def convert(model: nn.Module, spec: CrossbarSpec | None, images: Batch | Iterabl
     _check(options if isinstance(weight_scale, Mapping) else {"weight_scale": (weight_scale, WEIGHT_METHODS), **options})
     net, skip = prepared_copy(model, inplace), [skip] if isinstance(skip, str) else list(skip)
     batches = batches_of_images(images, net, batch_dim, take)
-    with said_of(batches[0]):
+    with said_of(net, batches[0]):
         found = trace(net, batches, gram=rounding == "gptq" and spec is not None)
     labels = labels_of(net, found.products)
     chosen, digital = _choose(net, found, labels, skip, strict)
@@ -205,7 +206,7 @@ def _quantize(net, bound, batches, dim, rounding, correct, elsewhere):
         first = first_of(joined(batches, dim), CORRECTION_IMAGES, dim)
         for _, layer in layers:
             layer.quantized = False
-        with said_of(first):
+        with said_of(net, first):
             wanted, _ = output_moments(net, layers, copied(first))
         for _, layer in layers:
             layer.quantized = True
@@ -257,7 +258,7 @@ def _verify(net, bound, images, wanted):
                 same, failed = False, error
             if same:
                 break
-    with said_of(images):
+    with said_of(net, images):
         if failed is not None:
             raise failed
     for name, (_, product) in bound.items():  # of the calls with this batch

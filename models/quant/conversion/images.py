@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers.batches import Batch, batches_of, each, first_of, length, tensors_of
-from ..layers.loaders import Take, inputs_of
+from ..layers.batches import Batch, batches_of, each, first_of, inputs_of_forward, length, tensors_of
+from ..layers.loaders import TARGETS, Take, inputs_of
 
 
 def batches_of_images(images: Batch | Iterable[Any], net: nn.Module, dim: int, take: Take | None) -> list[Batch]:
@@ -48,11 +48,18 @@ def _shapes(batch):
 
 
 @contextlib.contextmanager
-def said_of(images: Batch) -> Iterator[None]:
+def said_of(net: nn.Module, images: Batch) -> Iterator[None]:
     """What a network raises that does not run on the images, as one line."""
     try:
         yield
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"the network does not run on the images, of shape {_shapes(images)}: {line} (if the batch is not the "
-                         "first dimension, give batch_dim)") from error
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(error, KeyError):
+            of_target = f" (it was taken as the target: give take=lambda batch: (batch, batch[{line}]))" if error.args[0] in TARGETS else ""
+            line = f"it asks for {line}, which is not there{of_target}"
+        elif isinstance(error, TypeError) and isinstance(images, Mapping):
+            line += (f" (forward takes {', '.join(inputs_of_forward(net))}, the dict has {', '.join(map(str, images))}: give it the same "
+                     "names; or a forward that takes the dict as one input of another name)")
+        else:
+            line += " (if the batch is not the first dimension, give batch_dim)"
+        raise ValueError(f"the network does not run on the images, of shape {_shapes(images)}: {line}") from error

@@ -101,7 +101,7 @@ class ConversionReport:
         return "\n".join(lines + (self._answers(classes) if quantized and answers else []))
 
     def _answers(self, classes):
-        same = {name: f"{100 * share:.1f} % of {self.images} images classified as by the float network, "
+        same = {name: f"{100 * share:.1f} % of {self.images} examples classified as by the float network, "
                 for name, share in self.same_top1.items() if classes}
         lines = [f"{text}: {same.get(name, '')}SQNR of the output {_db(self.sqnr_db[name])}"
                  for name, text in (("quantized", "quantized"), *([("hardware", "with ADCs")] if self.has_adcs else []))]

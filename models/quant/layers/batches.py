@@ -1,9 +1,11 @@
 """What a network is called with, a batch at a time.
 
-A batch is a tensor, `network(x)`, a tuple, `network(*batch)`, or a mapping, `network(**batch)`. Its examples lie along one dimension of its
-tensors. Whatever is no tensor, and tensors of another length, such as positions that all examples share, are handed on as they are.
+A batch is a tensor, `network(x)`, a tuple, `network(*batch)`, or a mapping: `network(**batch)`, or `network(batch)` (`takes_whole`). Its
+examples lie along one dimension of its tensors. Whatever is no tensor, and tensors of another length, such as positions that all examples
+share, are handed on as they are.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
@@ -18,9 +20,30 @@ Batch = Tensor | tuple | dict
 
 def called(network: nn.Module, batch: Batch) -> Any:
     """What a network returns for a batch."""
-    if isinstance(batch, Tensor):
+    if isinstance(batch, Tensor) or isinstance(batch, Mapping) and takes_whole(network, batch):
         return network(batch)
     return network(**batch) if isinstance(batch, Mapping) else network(*batch)
+
+
+def inputs_of_forward(network: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The inputs of a network's `forward` by name; none where code that is not Python does not tell them."""
+    try:
+        return inspect.signature(getattr(network, "_orig_mod", network).forward).parameters  # the former under torch.compile
+    except ValueError:
+        return {}
+
+
+def takes(network: nn.Module) -> tuple[int, float]:
+    """(fewest, most) inputs by place that `forward` takes."""
+    known = inputs_of_forward(network).values()
+    places = [each for each in known if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    most = float("inf") if any(each.kind is each.VAR_POSITIONAL for each in known) else len(places)
+    return sum(each.default is each.empty for each in places), most
+
+
+def takes_whole(network: nn.Module, batch: Mapping) -> bool:
+    """Whether `forward` takes a mapping as one input: it needs one, and no input is called as a part of the mapping is."""
+    return takes(network)[0] == 1 and not batch.keys() & inputs_of_forward(network).keys()
 
 
 def output_of(network: nn.Module, batch: Batch) -> Tensor:

@@ -1,13 +1,12 @@
 """What a data loader gives, told apart into what a network is called with and what it should answer (`apart`)."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import Batch
+from .batches import Batch, inputs_of_forward, takes
 
 TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping whose value is the target
 IGNORED = -100  # a target that does not count, as in `torch.nn.functional.cross_entropy`
@@ -33,9 +32,9 @@ def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Bat
         return _plain(found[0]), found[1]
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key not in TARGETS}
-        known = inspect.signature(network.forward).parameters
+        known = inputs_of_forward(network)
         for key in TARGETS:
-            if key in batch and key in known and known[key].default is inspect.Parameter.empty:
+            if key in batch and key in known and known[key].default is known[key].empty:
                 raise ValueError(f"the network needs {key!r} as an input (its {key!r} was taken as the target: give take, a function of a "
                                  "batch that returns (inputs, target))")
         if isinstance(batch.get("labels"), Tensor) and _is_causal(network):
@@ -81,7 +80,7 @@ def _has_target(batch, network):
     *inputs, last = batch
     if len(inputs) == 1 and not isinstance(inputs[0], Tensor):  # which is a mapping or a tuple of all inputs
         return True
-    fewest, most = _takes(network)
+    fewest, most = takes(network)
     without, whole = (fewest <= count <= most for count in (len(inputs), len(batch)))
     if without != whole:
         return without
@@ -90,11 +89,3 @@ def _has_target(batch, network):
     count = f"{fewest}" if fewest == most else f"{fewest} or more" if most == float("inf") else f"{fewest} to {most}"
     raise ValueError(f"a batch has {len(batch)} parts, and the network takes {count} inputs, so it is not clear which part is the target. "
                      "Give take, a function of a batch that returns (inputs, target), such as take=lambda batch: (batch[0], batch[1])")
-
-
-def _takes(network):
-    """(fewest, most) inputs by place that `forward` takes."""
-    known = inspect.signature(network.forward).parameters.values()
-    places = [each for each in known if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
-    most = float("inf") if any(each.kind is each.VAR_POSITIONAL for each in known) else len(places)
-    return sum(each.default is each.empty for each in places), most

@@ -12,6 +12,7 @@ Nothing here reads flags or touches files, and nothing is kept between calls but
 
 import contextlib
 import functools
+import math
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ from ..network.program import program as program_cells
 from ..network.structure import structure
 from .images import Images, Inputs, batches_of, in_order
 from .last_chips import LastChips
-from .metrics import Scale, metric_of
+from .metrics import Scale, chance_of_changes, metric_of
 from .passes import Run
 from .placing import Stored, engines_of, is_chip, on_adcs, place, program, use_cells
 from .processes import ALONE, Processes
@@ -69,7 +70,9 @@ class Record:
         metric: what the accuracy is, if it is another number than that.
         numbers: what the metric says of each image, float64 `[N, 2]` (`Metric.numbers`), on the first chip; None where it says nothing of
             one, and for accuracy of one class an image, which follows from the predictions.
-        chance: how far the value may differ from the software's by chance alone (`Metric.chance`); None where there are no numbers.
+        chance: how far the value may differ from the software's by the choice of the images alone, as a standard deviation
+            (`Metric.chance`; of accuracy of one class an image `chance_of_changes`); of several chips the root of the mean square. None
+            for the software, and where the metric says nothing of one image.
         float_accuracy, float_changes: of a converted network: the float network's accuracy, and how many images are classified
             differently than by it (of several chips the mean, rounded). Else None.
         is_float: whether the float network itself was measured.
@@ -128,6 +131,12 @@ class Record:
         """The accuracy of the worst chip; None for ideal cells."""
         return self.metric.worst(self.chip_accuracies) if self.chip_accuracies else None
 
+    @property
+    def band(self) -> float:
+        """`sqrt(accuracy_std^2 + chance^2)`, how far one chip's value may be from another's on other images, as a standard deviation. It is
+        rather too large: how much single images differ between chips is in both. Of ideal cells, or one chip, chance alone."""
+        return math.hypot(self.accuracy_std or 0.0, self.chance or 0.0)
+
 
 @dataclass
 class Cache:
@@ -180,9 +189,9 @@ def measure(network: nn.Module, images: Images, labels: torch.Tensor | Sequence 
         progress: show a progress bar.
         passing: a context that is open while the software runs on the images, such as one that counts (`cost.counting`).
         original: the record of the float network that was converted (`measure_float`), on the same images; None where there is none.
-        metric: what stands for the accuracy of every record: one of `metrics`, a torchmetrics.Metric, or a function of the outputs and
-            the targets of a batch, which returns a number for each image, or one, the mean of the batch. None: percent of the images
-            whose class is that of the largest output.
+        metric: what stands for the accuracy of every record: one of `metrics` or its name, a torchmetrics.Metric, or a function of the
+            outputs and the targets of a batch, which returns a number for each image, or one, the mean of the batch. None: percent of the
+            images whose class is that of the largest output.
         take: a function of a batch that returns (inputs, target), where it is not clear which part of it is what.
         processes: those that measure this network together, each of which calls this; every one has some of the batches.
     Raises: ValueError for a setting that is none, a network without crossbars on one, an engine that cannot run here, cells of a layer
@@ -238,10 +247,11 @@ def _on_crossbars(run, setting, cells, calibration, cache, engine):
 def _record(setting, found, common, metric, software, original):
     """That of one pass, on one chip where there are any."""
     predictions, accuracy = found.predictions, found.accuracy
-    baseline, chance = predictions if software is None else software.predictions, None
+    changes, chance = _changes(predictions, predictions if software is None else software.predictions), None
     if software is not None and found.numbers is not None and software.numbers is not None and len(found.numbers) > 1:
         chance = metric.chance(found.numbers, software.numbers)
-    changes = _changes(predictions, baseline)
+    elif software is not None and changes is not None and metric.scale == Scale():
+        chance = chance_of_changes(changes, found.examples)
     of_float = {} if original is None else {
         "float_accuracy": original.accuracy, "float_changes": _changes(predictions, original.predictions)}
     of_chip = {} if setting is None or not setting.chips else {"chip_accuracies": (accuracy,)}
@@ -260,6 +270,8 @@ def of_chips(setting: Setting, found: Sequence[Record]) -> Record:
                       "chip_predictions": torch.cat([record.chip_predictions for record in found])}
     if first.float_changes is not None:
         of_classes["float_changes"] = round(statistics.fmean(record.float_changes for record in found))
+    if first.chance is not None:
+        of_classes["chance"] = math.sqrt(statistics.fmean(record.chance**2 for record in found))
     values = tuple(record.accuracy for record in found)
     return replace(first, setting=setting, accuracy=statistics.mean(values), chip_accuracies=values,
                    seconds=sum(record.seconds for record in found), **of_classes)

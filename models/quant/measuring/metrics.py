@@ -4,7 +4,8 @@
     cross_entropy, perplexity           of classes, or of tokens `[N, T, V]` and the targets beside them
     signal_to_error(model)              in dB, against the answers of the float network: no targets are needed
 
-Besides these, `measure` takes any `torchmetrics.Metric`, and any function `(output, target) -> numbers`.
+All but the last have names too, such as "cross-entropy" (`NAMED`). Besides these, `measure` takes any `torchmetrics.Metric`, and any
+function `(output, target) -> numbers`.
 """
 
 import contextlib
@@ -123,6 +124,8 @@ class Metric:
         apart, weights = numbers[:, 0] - others[:, 0], numbers[:, 1]
         rest = apart - (weights - weights.mean()) * apart.sum() / weights.sum()  # of equal weights the differences, to the last digit
         step = (len(numbers) * rest.double().var()).sqrt().item() / weights.sum().item()
+        if self.predict and self.unit == "%":
+            step = max(step, chance_of_changes(0, weights.sum().item()))
         mean = _mean(numbers)
         try:
             beside = self.of_mean(mean + step)
@@ -235,6 +238,11 @@ def metric_of(given: Any) -> Metric | OfTorchmetrics:
     """A metric as `measure` takes it. Raises: ValueError for what is none."""
     if given is None:
         return accuracy
+    if isinstance(given, str):
+        if (name := re.sub(r"[\s_-]", "", given).lower()) in NAMED:
+            return NAMED[name]
+        raise ValueError(f"the metric is {given!r}; names are {', '.join(each.name for each in NAMED.values())} (signal_to_error needs the "
+                         "float network: give signal_to_error(model) of models.quant)")
     if isinstance(given, (Metric, OfTorchmetrics)):
         return given
     if not isinstance(given, type) and all(callable(getattr(given, name, None)) for name in ("update", "compute", "reset")):
@@ -242,8 +250,8 @@ def metric_of(given: Any) -> Metric | OfTorchmetrics:
     if callable(given) and not isinstance(given, type):
         name = getattr(given, "__name__", "")
         return Metric(name if name.isidentifier() else "value", given, needs_target=False)
-    raise ValueError(f"the metric is a {type(given).__name__}; give a function (output, target) -> numbers, a Metric, or a "
-                     "torchmetrics.Metric")
+    raise ValueError(f"the metric is a {type(given).__name__}; give a name, a function (output, target) -> numbers, a "
+                     "Metric, or a torchmetrics.Metric")
 
 
 @contextlib.contextmanager
@@ -275,6 +283,12 @@ def _finite(name, value, of):
     if not math.isfinite(value):
         raise ValueError(f"the metric {name} gives {'NaN' if math.isnan(value) else value} for {of}")
     return value
+
+
+def chance_of_changes(changed: float, count: float) -> float:
+    """`100 sqrt(k) / n` percent, the deviation of the difference of two accuracies that chance alone gives: of k predictions that changed
+    as many become right as wrong, give or take sqrt(k). k is at least 1: where none changed, others might. Args: changed, k; count, n."""
+    return 100 * max(changed, 1) ** 0.5 / count
 
 
 def _mean(numbers):
@@ -344,6 +358,8 @@ accuracy = Metric("accuracy", partial(_of_classes, _hits), "%", predict=_predict
 top5 = Metric("top5", partial(_of_classes, _hits_of_five), "%", predict=_predictions)
 cross_entropy = Metric("cross_entropy", partial(_of_classes, _entropies), "nat", higher=False)
 perplexity = Metric("perplexity", partial(_of_classes, _entropies), higher=False, value=_perplexity)
+
+NAMED = {each.name.replace("_", ""): each for each in (accuracy, top5, cross_entropy, perplexity)}  # as `metric_of` compares names
 
 
 def signal_to_error(model: nn.Module) -> Metric:
