@@ -253,12 +253,25 @@ def test_first_time_and_lowest_temperature_unless_said():
     ("techC_cells", 3.45, None, "techC_cells at 25 C has no data at 3.45 s; nearest: 3.44 s and 100000 s"),
     ("rram_wan", "3d", None, "nearest: 172800 s"),
     ("winbond_asu_2bit", 100, 25, "winbond_asu_2bit at 25 C has no data at 100 s"),
-    ("nobody", None, None, "no device is called 'nobody'; there are cmo_hfox"),
+    ("nobody", None, None, "there is no preset and no file 'nobody'; presets are cmo_hfox"),
+    ("", None, None, "there is no preset and no file ''; presets are cmo_hfox"),
 ])
 def test_what_the_data_lack_is_refused(name, time, temp, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         Device.preset(name, time, temp)
     assert "\n" not in str(error.value)
+
+
+def test_one_door_for_presets_and_files(tmp_path, monkeypatch):
+    path = write(tmp_path, "level,conductance_uS,std_uS\n0,1,0.1\n1,30,0.2\n")
+    monkeypatch.chdir(tmp_path)
+    for name in (path, str(path), "own.csv"):
+        assert Device.load(name, stuck_on=0.5).levels(1).tolist() == [1, 30] and Device.preset(name).name == "own"
+    assert Device.load("techA", "1h").time == 3600 and Device.read("techA").name == "techA"
+    write(tmp_path, "level,conductance_uS\n0,1\n1,30\n", "techA")
+    assert Device.load("techA").g_max == 236.25 and Device.load("./techA").g_max == 30  # a preset goes before a file of its name
+    with pytest.raises(ValueError, match="^there is no preset and no file '.*gone.csv'; presets are cmo_hfox, "):
+        Device.load(tmp_path / "gone.csv")
 
 
 def test_times_as_text():

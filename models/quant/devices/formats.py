@@ -17,6 +17,7 @@ import numpy as np
 
 from .joint import raw_folder, read_joint, read_raw
 from .lines import Line, by_level, check_rise, check_siemens, check_spread, check_std_us, check_us, read_lines
+from .presets import presets
 from .tables import Cells, Samples, Series, Table
 
 LEVEL_COLUMNS = {"level", "conductance_uS", "time_s", "temp_C", "cell", "std_uS"}
@@ -25,10 +26,12 @@ LEVEL_COLUMNS = {"level", "conductance_uS", "time_s", "temp_C", "cell", "std_uS"
 def read(path: str | Path) -> dict[str, Any]:
     """The attributes of the `Device` of a file or folder.
 
-    Raises: ValueError, one line with the file and the line that is wrong, for absent levels, values that are no numbers, negative,
-        or in another unit, and level means that do not rise.
+    Raises: ValueError, one line, for a path where nothing is, and with the file and the line that is wrong for absent levels, values that
+        are no numbers, negative, or in another unit, and level means that do not rise.
     """
-    path = Path(path)
+    name, path = path, Path(path)
+    if not str(name) or not (raw_folder(path) or path).exists():
+        raise ValueError(f"there is no preset and no file {str(name)!r}; presets are {', '.join(presets())}")
     if folder := path if path.is_dir() else raw_folder(path):
         return read_raw(folder)
     names, lines = read_lines(path)
