@@ -24,12 +24,13 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from models.quant import Calibration, CrossbarSpec
-from models.quant.arrays import spec
+from models.quant.arrays import spec, transfer
 from models.quant.layers.quantizers import OFF
 from models.quant.measuring.chips import Reads
 from models.quant.network.calibration import OTHER_WORDS
 
-from .cli import UserError
+from . import user_code
+from .cli import UserError, user_error
 
 # Fields of `Calibration`, whose flags say what they are about.
 FLAG_NAMES = {"rule": "adc_calib", "per": "adc_per", "correct": "adc_correct", "share": "adc_share", "on": "calib_on"}
@@ -223,6 +224,18 @@ class _Flatten(argparse.Action):
         setattr(namespace, self.dest, [value for span in values for value in span])
 
 
+def transfer_of(text: str) -> str:
+    """The table that --adc_transfer means, of a file, of code, or of its own text (`transfer`). Raises: UserError."""
+    if user_code.is_file(text):
+        with user_error(lambda error: f"--adc_transfer {text}: {error}"):
+            return transfer.text_of(user_code.made("adc_transfer", text, transfer.of_code))
+    with user_error(lambda error: in_flags(str(error))):
+        return transfer.table_of(text)
+
+
+READ = {"adc_transfer": transfer_of}  # fields whose text is read where it is given
+
+
 def flag_kind(field: dataclasses.Field) -> Any:
     """What a field's flag takes; those of the package say it by "numbers", "allowed", "fractions" or "most"."""
     meta = field.metadata
@@ -252,8 +265,8 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
             options["action"] = "store_true"
         elif isinstance(kind, tuple):
             options |= {"choices": kind, "type": lambda text, field=field.name: _usual_word(field, text)}
-        elif kind is not str:
-            options["type"] = kind
+        elif kind is not str or name in READ:
+            options["type"] = READ.get(name, kind)
         if kind is not bool and not isinstance(kind, tuple):
             options["metavar"] = meta.get("metavar") or name.upper()
         if several or meta.get("several"):
