@@ -207,6 +207,9 @@ def test_code_that_makes_no_converter_is_one_line(adc, name, says):
     with pytest.raises(UserError) as error:
         settings(name, per_layer=True)
     assert str(error.value) == f"--per_layer features.*: --adc_transfer {name}: {says}"
+    with pytest.raises(UserError) as error:
+        settings(name)
+    assert str(error.value) == f"--table '--adc_bits 2 --adc_transfer {name}': --adc_transfer {name}: {says}"
 
 
 def test_training_holds_the_table_of_code_and_of_files(adc):

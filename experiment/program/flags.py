@@ -233,7 +233,11 @@ def transfer_of(text: str) -> str:
         return transfer.table_of(text)
 
 
-READ = {"adc_transfer": transfer_of}  # fields whose text is read where it is given
+def with_tables(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{flag: value}` with tables in place of what --adc_transfer names, so that it is read once, and code runs once. Raises: UserError."""
+    given = values.get("adc_transfer")
+    read = {} if given is None else {"adc_transfer": [*map(transfer_of, given)] if isinstance(given, list) else transfer_of(given)}
+    return {**values, **read}
 
 
 def flag_kind(field: dataclasses.Field) -> Any:
@@ -265,8 +269,8 @@ def add_flags(group: Any, cls: type, names: Iterable[str] | None = None, several
             options["action"] = "store_true"
         elif isinstance(kind, tuple):
             options |= {"choices": kind, "type": lambda text, field=field.name: _usual_word(field, text)}
-        elif kind is not str or name in READ:
-            options["type"] = READ.get(name, kind)
+        elif kind is not str:
+            options["type"] = kind
         if kind is not bool and not isinstance(kind, tuple):
             options["metavar"] = meta.get("metavar") or name.upper()
         if several or meta.get("several"):

@@ -97,7 +97,7 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Trai
     in_file, on_line = config_file.parse_both(build_parser(about), argv)
     if {"evaluate", "resume"} & on_line.keys():  # of the run that the file is of, not of what it began from
         in_file.pop("fine_tune", None)
-    given = in_file | on_line
+    given = flags.with_tables(in_file | on_line)
     if given.get("device") == chips.LIST:
         chips.say_devices()
         raise SystemExit(0)
