@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import ray.cloudpickle
 
+from experiment.inputs.checkpoint import save_checkpoint
 from experiment.measure import keys
 from experiment.program import user_code
 from experiment.program.cli import UserError
@@ -149,6 +150,13 @@ class Ternary:
         self.values = [-LARGEST, 0, LARGEST]
 
 
+class Twice(Ternary):
+    values = [-2, 0, 2]
+
+    def __init__(self):
+        pass
+
+
 def number():
     return 3
 
@@ -195,7 +203,7 @@ def test_a_converter_of_the_users_own(adc):
 
 @pytest.mark.parametrize("name, says", [
     ("gone.py:ternary", "no file gone.py"),
-    ("adc.py:ternery", "the file has no function 'ternery'; it has ternary, Ternary, number, one, broken"),
+    ("adc.py:ternery", "the file has no function 'ternery'; it has ternary, Ternary, Twice, number, one, broken"),
     ("adc.py:number", "gives int; thresholds and values are expected, each a list of numbers, or the function of a read"),
     ("adc.py:one", "has 1 codes; allowed are 2 to 4096"),
     ("adc.py:broken", "the code fails (KeyError: 'x')"),
@@ -219,3 +227,8 @@ def test_training_holds_the_table_of_code_and_of_files(adc):
         assert found.config()["adc_transfer"].endswith(" thresholds -0.5 0.5 values -1 0 1") == (found.adc_aware is True)
         again, *_ = train_settings.parse(["--adc_aware", "--adc_bits", "2", "--adc_transfer", found.config()["adc_transfer"]])
         assert again == found
+        save_checkpoint("net.pt", {"state_dict": {}, "config": found.of_computation()})
+        flags = ["--evaluate", "--resume", "net.pt", "--adc_bits", "2", "--adc_transfer"]
+        assert train_settings.parse([*flags, given])[0].spec == found.spec  # the same as that of the checkpoint
+        with pytest.raises(UserError, match="^net.pt was made with other settings: --adc_transfer .* -2 0 2 "):
+            train_settings.parse([*flags, "adc.py:Twice"])
