@@ -59,7 +59,7 @@ def chip(net, images, cell_bits, adc_bits, adc_transfer=None, **drawn):
     net = copy.deepcopy(net)
     w_bits, a_bits = (getattr(quant.crossbar_layers(net)[0][1].spec, name) for name in ("w_bits", "a_bits"))
     quant.set_spec(net, quant.CrossbarSpec(w_bits, a_bits, cell_bits, adc_bits, adc_transfer=adc_transfer))
-    quant.program(net, quant.Device.preset(DEVICE, time="1d"), **drawn)
+    quant.program(net, quant.Device.load(DEVICE, time="1d"), **drawn)
     quant.calibrate(net, images)
     return net
 

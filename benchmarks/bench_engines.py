@@ -154,7 +154,7 @@ def time_chips(times, net):
             chips = [copy.deepcopy(net) for _ in CHIPS]
             for chip, (title, options) in zip(chips, CHIPS.items()):
                 started = time.perf_counter()
-                quant.program(chip, quant.Device.preset("techC", time="1d"), **options)
+                quant.program(chip, quant.Device.load("techC", time="1d"), **options)
                 times.numbers[f"seconds to program {cell_bits}-bit {title}"] = time.perf_counter() - started
             *all_ms, float_ms = times.beside(*chips)
             for title, ms in zip(CHIPS, all_ms):

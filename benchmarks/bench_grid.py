@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
                 row.append(ratio(f"{cell_bits}-bit cells, {adc_bits}-bit ADC"))
             quant.set_spec(net, quant.CrossbarSpec(settings.w_bits, settings.a_bits, cell_bits, CHIP_BITS))
             for chip, besides in CHIPS.items():
-                quant.program(net, quant.Device.preset("techC", time="1d"), **besides)
+                quant.program(net, quant.Device.load("techC", time="1d"), **besides)
                 quant.calibrate(net, images)
                 row.append(ratio(f"{cell_bits}-bit cells, {chip}"))
             rows.append([f"{cell_bits}-bit cells", *row])

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         if spec.adc_range == "calibrated":
             calibrate(net, calibration)
         if device:
-            Chips(device=Device.preset(device)).program(net, 0)
+            Chips(device=Device.load(device)).program(net, 0)
         with torch.no_grad():
             plain, simulated = median_seconds(lambda: model(batch), lambda: net(batch), repeats=args.repeats)
         found[title] = {"seconds_a_batch": simulated, "float32": plain}

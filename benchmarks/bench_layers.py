@@ -108,7 +108,7 @@ def layer_ratios(shape: Shape, images: int, repeats: int, progress: tqdm) -> dic
         if histograms is not None:
             quant.calibrate(network, None, histograms=histograms, correct=None)
         if setting.chip is not None:
-            quant.program(network, Device.preset("techC"), 0, **setting.chip)
+            quant.program(network, Device.load("techC"), 0, **setting.chip)
         seconds = median_seconds(functools.partial(network, x), lambda: plain(x), repeats=repeats, most_seconds=MOST_SECONDS)
         found[setting.name] = seconds[0] / seconds[1], 1e3 * seconds[1]
         progress.update()

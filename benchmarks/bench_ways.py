@@ -66,7 +66,7 @@ def without_each(network: nn.Module, plain: nn.Module, images: torch.Tensor, chi
     def prepared(*ways):
         own = copy.deepcopy(network)
         if chip is not None:
-            quant.program(own, Device.preset("techC"), 0, **chip)
+            quant.program(own, Device.load("techC"), 0, **chip)
 
         def run():
             with without(*ways):

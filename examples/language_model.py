@@ -196,7 +196,7 @@ def adcs(bits: tuple[int, int], uniform: dict[int, tuple[int, ...]], means: tupl
 
 def chips(bits: tuple[int, int], count: int) -> list[Setting]:
     """Gaussian noise on the weights themselves, drawn so many times, and a device after a day, of which a third as many are drawn."""
-    device = Chips(device=Device.preset("techA", time="1d"), chips=math.ceil(count / 3))
+    device = Chips(device=Device.load("techA", time="1d"), chips=math.ceil(count / 3))
     return [Setting(CrossbarSpec(*bits, adc_range="ideal"), chips=WeightNoise(NOISE, chips=count)),
             Setting(CrossbarSpec(*bits, adc_bits=8), chips=device)]
 

@@ -88,7 +88,7 @@ def main(epochs: int = 10) -> None:
     # A chip of measured cells, an hour after their first read: the ADC ranges of the design, a digital correction of its own.
     set_spec(net, spec)
     calibrate(net, train_x[:256])
-    program(net, Device.preset("techA", time="1h"), seed=0)
+    program(net, Device.load("techA", time="1h"), seed=0)
     correct(net, train_x[:256])
     print(f"{'techA, 6-bit ADC, after 1 h':28s} {accuracy(net, test_x, test_y):6.2f} %")
 

@@ -177,7 +177,7 @@ def test_who_trains_with_noise_loses_less_to_it(tmp_path):
     (["--adc_aware", "--chip_steps", "2"], "--chip_steps is for the cells of a device: add --device NAME"),
     (["--sigma", "1"], "--sigma is for training through the ADC: add --adc_aware"),
     (["--adc_aware", "--calib_on", "chip"], "--calib_on is for the cells of a device"),
-    (["--adc_aware", "--device", "techX"], "--device techX: there is no preset and no file of this name"),
+    (["--adc_aware", "--device", "techX"], "--device techX: there is no preset and no file 'techX'"),
     (["--adc_aware", "--device", "techA", "--device_time", "1w"], "--device techA: techA at 25 C has no data at 604800 s"),
     (["--adc_aware", "--device", "winbond_asu_1bit", "--cell_bits", "2"], "--device winbond_asu_1bit: winbond_asu_1bit has 2 levels"),
     (["--adc_aware", "--device", "techA", "--chip_steps", "0"], "--chip_steps: 0 is not a whole number from 1 up"),

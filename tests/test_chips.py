@@ -450,7 +450,7 @@ def test_a_folder_of_samples_by_any_of_its_names(tmp_path):
         found = chips_of({"device": f"{tmp_path}{name}"})
         assert found.device.level_values == pytest.approx((1.005, 11.005)) and found.name == tmp_path.name
     for name in ("", "none/level{W}_raw.npy"):
-        with pytest.raises(UserError, match="^--device " + re.escape(name) + ": there is no preset and no file of this name; presets are"):
+        with pytest.raises(UserError, match="^--device " + re.escape(name) + f": there is no preset and no file {name!r}; presets are"):
             chips_of({"device": name})
 
 
@@ -503,7 +503,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--device", "techX"], ["--device techX: there is no preset and no file of this name; presets are cmo_hfox, ", "techA"]),
+    (["--device", "techX"], ["--device techX: there is no preset and no file 'techX'; presets are cmo_hfox, ", "techA"]),
     (["--device", "techA", "--device_time", "1y"], ["--device_time: 1y is not seconds, or a number with ms, s, min, h, d or w"]),
     (["--device", "techA", "--device_time", "3w"], ["--device techA: techA at 25 C has no data at 1.8144e+06 s; nearest: 100000 s"]),
     (["--device", "neurram_chip", "--device_time", "1h"], ["--device neurram_chip: neurram_chip has no data over time"]),
@@ -531,7 +531,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--sigma", "0", "--chips", "2"], ["--chips is for the cells of a device"]),
     (["--save_cells"], ["--save_cells is for the cells of a device"]),
     (["--also", "--device_time 1h"], ["--device_time is for the cells of a device"]),
-    (["--device", "mine.csv"], ["--device mine.csv: there is no preset and no file of this name"]),
+    (["--device", "mine.csv"], ["--device mine.csv: there is no preset and no file 'mine.csv'"]),
     (["--device", "bad.csv"], ["--device bad.csv: bad.csv, line 1: columns a,b"]),
     (["--device", "bytes.csv"], ["--device bytes.csv: "]),
     (["--device", "empty"], ["--device empty: "]),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from dataclasses import replace
 
 import interpreter
@@ -181,6 +182,84 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match="cannot be read: it is no text"):
         CrossbarSpec(adc_transfer=str(tmp_path / "bytes.csv"))
+
+
+# ---- tables from code ------------------------------------------------------------------------------------------------------
+
+
+def logarithmic(x):
+    """+-2^k and 0: its codes begin at +-sqrt(1/2) and, geometrically half way between two values, at 2^(k + 1/2)."""
+    size = 2.0 ** min(5, round(math.log2(abs(x)))) if abs(x) > 2**-0.5 else 0
+    return math.copysign(size, x)
+
+
+@pytest.mark.parametrize("value, bits", [
+    (lambda x: max(-4, min(3, round(x))), 3), (lambda x: max(-4, min(3, math.floor(x + 0.5))), 3), (lambda x: 1 if x >= 0 else -1, 1),
+    (lambda x: np.clip(np.rint(2 * x), -9, 22) / 2, 5), (logarithmic, 4), (lambda x: 511 if x > 511.5 else -511 if x < -511.5 else 0, 2)],
+    ids=["half to even", "half up", "sign", "half steps", "logarithmic", "far"])
+def test_a_function_gives_its_own_values(value, bits):
+    """Also of reads that lie between two codes."""
+    spec = CrossbarSpec(adc_bits=bits, adc_transfer=value)
+    x = np.concatenate([np.arange(-520 * 16, 520 * 16) / 16, np.random.default_rng(0).normal(0, 8, 1000)])
+    expected = [value(each) for each in x]
+    for delta in (1.0, 0.25):
+        converter = spec.converter(delta, 0, bits)
+        np.testing.assert_array_equal(converter.decode(converter.encode(delta * x)), delta * np.array(expected))
+
+
+def test_thresholds_of_a_function():
+    """By hand, to 2^-40."""
+    text = CrossbarSpec(adc_bits=4, adc_transfer=logarithmic).adc_transfer.split()
+    middle = text.index("values")
+    rising = [2 ** (k - 0.5) for k in range(6)]
+    assert [*map(float, text[2:middle])] == pytest.approx([*(-t for t in reversed(rising)), *rising], abs=2**-39)
+    assert [*map(float, text[middle + 1:])] == [-32, -16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16, 32]
+
+
+def test_a_function_that_rounds_is_the_linear_converter(tmp_path):
+    """The same sums of a layer, bit for bit; with another offset of the code."""
+    x, layers = torch.rand(2, 40, 4, 4), [network(adc_bits=3), network(adc_bits=3, adc_transfer=lambda x: max(-4, min(3, round(x))))]
+    for [layer] in layers:
+        layer.adc_delta.fill_(1.5)
+        layer.adc_q_min.fill_(0 if layer.spec.adc_transfer else -4)
+    for engine in ("reference", "numba"):
+        with set_engine(engine):
+            linear, own = (net(x) for net in layers)
+        assert torch.equal(linear, own) and linear.std() > 0
+
+
+class Ternary:
+    thresholds, values = np.array([-0.5, 0.5]), (-1, 0, 1)
+
+
+class Sign:
+    def __init__(self, size=2):
+        self.size = size
+
+    def __call__(self, x):
+        return self.size * (1 if x > 0 else -1)
+
+
+def test_what_code_may_give(tmp_path):
+    of_file = CrossbarSpec(adc_bits=2, adc_transfer=file_of(tmp_path, TERNARY)).adc_transfer
+    for code in (([-0.5, 0.5], [-1, 0, 1]), Ternary, Ternary(), lambda: ((-0.5, 0.5), (-1, 0, 1)), lambda: Ternary):
+        assert CrossbarSpec(adc_bits=2, adc_transfer=code).adc_transfer == of_file
+    for code in (Sign, Sign(), lambda: Sign(2), lambda x: Sign()(x)):
+        assert CrossbarSpec(adc_bits=1, adc_transfer=code).adc_transfer.endswith(f" thresholds {0:g} values -2 2")
+
+
+@pytest.mark.parametrize("code, says", [
+    (3, "gives int; thresholds and values are expected, each a list of numbers, or the function of a read"),
+    (lambda: None, "gives NoneType; thresholds and values are expected"), ({"a": 1}, "gives dict; thresholds and values are expected"),
+    (lambda: ([1], ["a", "b"]), "gives tuple; thresholds and values are expected"), (lambda: ([1], [0, 1], []), "gives tuple; "),
+    (lambda x: 1.0, "has 1 codes; allowed are 2 to 4096"), (lambda x: math.tanh(x), "has 4097 codes; allowed are 2 to 4096"),
+    (lambda x: -max(-4, min(3, round(x))), "has the value 3 behind a larger one; values do not fall"),
+    (lambda x: math.nan, "has the value nan"),
+    (lambda x: round(x), "has the value -512; allowed are steps below 512"), (lambda x: math.log(x), "math domain error")])
+def test_code_that_is_no_converter_gives_one_line(code, says):
+    with pytest.raises(ValueError) as error:
+        CrossbarSpec(adc_bits=1, adc_transfer=code)
+    assert str(error.value).startswith("adc_transfer is ") and f": {says}" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_table_of_one_layer_is_read_at_once(tmp_path):

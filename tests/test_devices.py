@@ -253,12 +253,25 @@ def test_first_time_and_lowest_temperature_unless_said():
     ("techC_cells", 3.45, None, "techC_cells at 25 C has no data at 3.45 s; nearest: 3.44 s and 100000 s"),
     ("rram_wan", "3d", None, "nearest: 172800 s"),
     ("winbond_asu_2bit", 100, 25, "winbond_asu_2bit at 25 C has no data at 100 s"),
-    ("nobody", None, None, "no device is called 'nobody'; there are cmo_hfox"),
+    ("nobody", None, None, "there is no preset and no file 'nobody'; presets are cmo_hfox"),
+    ("", None, None, "there is no preset and no file ''; presets are cmo_hfox"),
 ])
 def test_what_the_data_lack_is_refused(name, time, temp, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         Device.preset(name, time, temp)
     assert "\n" not in str(error.value)
+
+
+def test_one_door_for_presets_and_files(tmp_path, monkeypatch):
+    path = write(tmp_path, "level,conductance_uS,std_uS\n0,1,0.1\n1,30,0.2\n")
+    monkeypatch.chdir(tmp_path)
+    for name in (path, str(path), "own.csv"):
+        assert Device.load(name, stuck_on=0.5).levels(1).tolist() == [1, 30] and Device.preset(name).name == "own"
+    assert Device.load("techA", "1h").time == 3600 and Device.read("techA").name == "techA"
+    write(tmp_path, "level,conductance_uS\n0,1\n1,30\n", "techA")
+    assert Device.load("techA").g_max == 236.25 and Device.load("./techA").g_max == 30  # a preset goes before a file of its name
+    with pytest.raises(ValueError, match="^there is no preset and no file '.*gone.csv'; presets are cmo_hfox, "):
+        Device.load(tmp_path / "gone.csv")
 
 
 def test_times_as_text():
@@ -534,6 +547,31 @@ def test_own_cells_are_drawn_with_replacement(tmp_path):
             assert abs(np.isclose(cells[level], g).sum() - 10_000 * p) <= 5 * math.sqrt(10_000 * p * (1 - p))
 
 
+def test_a_law_as_a_table(tmp_path):
+    """By hand: linear between targets, and half way between 1 and 100 s at 10 s. The levels are not the means, and any number of them."""
+    path = write(tmp_path, "target_uS,mean_uS,std_uS,time_s\n1,1.5,.1,1\n11,11,.3,1\n41,38,.6,1\n1,2.5,.3,100\n11,9,.5,100\n41,30,1,100\n")
+    device = Device.load(path, "10s")
+    assert device.levels(1).tolist() == [1, 41] and device.levels(3) == pytest.approx(1 + 40 / 7 * np.arange(8)) and device.n is None
+    assert device.mean([1, 6, 11, 26, 41]) == pytest.approx([2, 6, 10, 22, 34])
+    assert device.sigma([1, 6, 11, 26, 41]) == pytest.approx([0.2, 0.3, 0.4, 0.6, 0.8])
+    cells = device.draw(np.repeat(np.arange(4)[:, None], 10_000, axis=1), 2, generator())
+    means = np.interp([1, 1 + 40 / 3, 1 + 80 / 3, 41], [1, 11, 41], [2, 10, 34])
+    for drawn, mean, sigma in zip(cells, means, device.sigma(device.levels(2))):
+        assert abs(drawn.mean() - mean) < 5 * sigma / 100 and abs(drawn.std() / sigma - 1) < 5 / math.sqrt(20_000)
+    with pytest.raises(ValueError, match="own has no data at 50 uS; it covers 1 to 41 uS"):
+        Device.load(path, g_max=50)
+    assert replace(device, g_min=11).levels(1).tolist() == [11, 41]
+
+
+def test_a_law_as_a_table_is_the_preset_of_the_same_numbers(tmp_path):
+    lines = [f"{target},{time},{temp},{mean},{std}" for (temp, time), rows in table("techA").items() for target, mean, std in rows]
+    device = Device.load(write(tmp_path, "\n".join(["target_uS,time_s,temp_C,mean_uS,std_uS", *reversed(lines)])))
+    index = np.arange(8, dtype=np.uint8).repeat(100)
+    for moment in ((None, None), ("1h", None), (None, 180)):
+        own, preset = (replace(each, time=moment[0], temp=moment[1]) for each in (device, Device.load("techA")))
+        assert np.array_equal(own.draw(index, 3, generator()), preset.draw(index, 3, generator()))
+
+
 def test_own_gaussian_levels_over_time_and_temperature(tmp_path):
     """Lines in any order: the first time and the lowest temperature are the smallest."""
     path = write(tmp_path, "level,conductance_uS,std_uS,time_s,temp_C\n"
@@ -659,6 +697,7 @@ def test_stuck_cells_of_own_tables_stay_stuck_over_time(tmp_path):
 
 
 HEAD = "level,conductance_uS\n"
+LAW = "target_uS,mean_uS,std_uS\n"
 
 
 @pytest.mark.parametrize("text, message", [
@@ -685,7 +724,18 @@ HEAD = "level,conductance_uS\n"
     ("level,conductance_uS,std_uS\n0,1,1\n0,2,1\n1,3,1\n", "line 3: a second line of level 0"),
     ("level,conductance_uS,std_uS\n0,1,-1\n1,3,1\n", "line 2: std_uS is -1, negative"),
     ("level,conductance_uS,time_s\n0,1,0\n1,3,0\n0,1,1\n", "line 4: the data end at 1 s without level 1"),
-    ("level,conductance_uS,time_s\n0,1,0\n1,3,0\n2,5,0\n0,1,1\n1,3,1\n", "line 6: the data end at 1 s without level 2; other times"),
+    ("level,conductance_uS,time_s\n0,1,0\n1,3,0\n2,5,0\n0,1,1\n1,3,1\n",
+     "line 6: the data end at 1 s without level 2; levels are 0, 1, ... without gap, the same at all times and temperatures"),
+    (LAW + "1,1,0\n20,19,1\n40,18,2\n", "line 4: target_uS 40 has a mean of 18 uS, not above the 19 uS of target_uS 20"),
+    (LAW + "1,1,0\n1,19,1\n", "line 3: target_uS is 1 on all lines; two or more are expected"),
+    (LAW + "1,1,0\n20,19,1\n20,18,2\n", "line 4: a second line of target_uS 20; with std_uS there is one a level, time and temperature"),
+    (LAW + "1e-6,1e-6,0\n2e-5,2e-5,1e-7\n", "line 2: target_uS is 1e-06 and none is as large as 0.01: these look like siemens"),
+    (LAW + "1,1,0\n20,19,1e-7\n", "line 3: std_uS is 1e-07 and none is larger: these look like siemens"),
+    (LAW + "1,1,0\n20,19,200\n", "line 3: std_uS is 200, more than 10 times the largest mean_uS, 19"),
+    (LAW + "1,1,0\n20,19000,2\n", "line 3: mean_uS is 19000, which looks like nS or ohms"),
+    ("target_uS,mean_uS,std_uS,time_s\n1,1,0,1\n20,20,0,1\n1,1,0,9\n",
+     "line 4: the data end at 9 s without target_uS 20; targets are the same at all times and temperatures"),
+    ("target_uS,mean_uS\n1,1\n20,20\n", "line 1: columns target_uS,mean_uS; known are level,conductance_uS"),
     ("states,mean,std\n0,1,0.1\n1,20,0.1\n", "line 2: 1 looks like uS, siemens are expected"),
     ("states,mean,std\n0,1e-6,0\n1,1e-6,0\n", "line 3: level 1 has a mean"),
     ("states,mean,std\n0,1e-6,1e-3\n1,4e-5,2e-3\n", "line 3: std is 0.002, more than 10 times the largest mean, 4e-05; one unit"),

@@ -699,6 +699,10 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
 @pytest.mark.parametrize("flags, says", [
     (["--model", "net.py:small"], "add --qat"), (["--qat"], "--qat trains a converted network"),
     (["--model", "net.py:small", "--qat", "--clp"], "--clp is for the networks of this project"),
+    *((["--model", "net.py:small", *flags.split()], "^net.py:small is converted, and trained without arrays and ADCs: leave out "
+       f"{named}; eval.py measures its checkpoint on them$") for flags, named in (
+           ("--qat --adc_bits 3", "--adc_bits"), ("--qat --adc_aware", "--adc_aware"), ("--calib_steps 5", "--calib_steps"),
+           ("--qat --adc_aware --adc_bits 3 --device techA", "--adc_aware, --adc_bits, --device"))),
     (["--inputs", "twos"], "--inputs is for your own network"),
     (["--model", "net.py:small", "--qat", "--evaluate", "--resume", "own.pt"], "--evaluate is for the networks of this project")])
 def test_training_refuses_what_does_not_go_together(net, flags, says):

@@ -1,4 +1,4 @@
-"""Laws of devices that users bring as code, `--device path/to/law.py:NAME`."""
+"""Code that users bring: laws of devices, `--device path/to/law.py:NAME`, and converters, `--adc_transfer path/to/adc.py:NAME`."""
 
 import subprocess
 import sys
@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 import ray.cloudpickle
 
+from experiment.inputs.checkpoint import save_checkpoint
 from experiment.measure import keys
 from experiment.program import user_code
-from experiment.settings.chips import DeviceSettings, chips_of, names_of
 from experiment.program.cli import UserError
+from experiment.settings import train_settings
+from experiment.settings.chips import DeviceSettings, chips_of, names_of
+from experiment.settings.eval_settings import all_settings
+from models.quant import CrossbarSpec
 from models.quant.measuring.chips import Chips
+from models.quant.measuring.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 LAW = '''
@@ -128,3 +133,102 @@ def test_workers_get_a_law_with_its_code(law, tmp_path):
               "print(keys.digest(chips.device), float(chips.device.mean(20.0)))"
     run = subprocess.run([sys.executable, "-c", program, tmp_path / "chips.pickle"], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.split() == [keys.digest(device), "19.5"], run.stderr
+
+
+ADC = '''
+from levels import LARGEST
+
+
+def ternary(x):
+    return max(-LARGEST, min(LARGEST, round(x)))
+
+
+class Ternary:
+    thresholds = [-0.5, 0.5]
+
+    def __init__(self):
+        self.values = [-LARGEST, 0, LARGEST]
+
+
+class Twice(Ternary):
+    values = [-2, 0, 2]
+
+    def __init__(self):
+        pass
+
+
+def number():
+    return 3
+
+
+def one(x):
+    return 1
+
+
+def broken(x):
+    return {}["x"]
+'''
+
+
+@pytest.fixture
+def adc(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("adc.py").write_text(ADC)
+    Path("levels.py").write_text("LARGEST = 1\n")
+    yield
+    sys.modules.pop("levels", None)
+
+
+def settings(text, per_layer=False):
+    """As a table of eval.py has them."""
+    flags = f"--per_layer features.*:adc_transfer={text}" if per_layer else f"--adc_transfer {text}"
+    sys.modules.pop("levels", None)
+    return all_settings({}, 4, 4, table=[f"--adc_bits 2 {flags}"])
+
+
+def test_a_converter_of_the_users_own(adc):
+    """Its table is in the setting, so that results are kept by what the table says, whatever the code is."""
+    [first] = settings("adc.py:ternary")
+    assert first.spec.adc_transfer == CrossbarSpec(adc_bits=2, adc_transfer=lambda x: max(-1, min(1, round(x)))).adc_transfer
+    assert first.spec.adc_transfer[9:].startswith("thresholds -0.5") and "\n" not in str(first)
+    [layer] = settings("adc.py:ternary", per_layer=True)
+    assert layer == Setting(CrossbarSpec(4, 4, adc_bits=2), per_layer={"features.*": {"adc_transfer": first.spec.adc_transfer}})
+    Path("adc.py").write_text(ADC.replace("round(x)", "int(round(x))"))
+    assert settings("adc.py:ternary") == (first,) and settings(f"'{first.spec.adc_transfer}'") == (first,)
+    Path("levels.py").write_text("LARGEST = 2\n")
+    [other] = settings("adc.py:ternary")
+    assert other != first and other.spec.adc_transfer.endswith(" values -2 -1 0 1 2")
+    assert settings("adc.py:Ternary")[0].spec.adc_transfer.endswith(" thresholds -0.5 0.5 values -2 0 2")
+
+
+@pytest.mark.parametrize("name, says", [
+    ("gone.py:ternary", "no file gone.py"),
+    ("adc.py:ternery", "the file has no function 'ternery'; it has ternary, Ternary, Twice, number, one, broken"),
+    ("adc.py:number", "gives int; thresholds and values are expected, each a list of numbers, or the function of a read"),
+    ("adc.py:one", "has 1 codes; allowed are 2 to 4096"),
+    ("adc.py:broken", "the code fails (KeyError: 'x')"),
+])
+def test_code_that_makes_no_converter_is_one_line(adc, name, says):
+    with pytest.raises(UserError) as error:
+        train_settings.parse(["--adc_aware", "--adc_bits", "1", "--adc_transfer", name])
+    assert str(error.value) == f"--adc_transfer {name}: {says}"
+    with pytest.raises(UserError) as error:
+        settings(name, per_layer=True)
+    assert str(error.value) == f"--per_layer features.*: --adc_transfer {name}: {says}"
+    with pytest.raises(UserError) as error:
+        settings(name)
+    assert str(error.value) == f"--table '--adc_bits 2 --adc_transfer {name}': --adc_transfer {name}: {says}"
+
+
+def test_training_holds_the_table_of_code_and_of_files(adc):
+    Path("adc.csv").write_text("threshold,value\n,-1\n-0.5,0\n0.5,1\n")
+    for given in ("adc.py:Ternary", "adc.csv"):
+        found, *_ = train_settings.parse(["--adc_aware", "--adc_bits", "2", "--adc_transfer", given])
+        assert found.config()["adc_transfer"].endswith(" thresholds -0.5 0.5 values -1 0 1") == (found.adc_aware is True)
+        again, *_ = train_settings.parse(["--adc_aware", "--adc_bits", "2", "--adc_transfer", found.config()["adc_transfer"]])
+        assert again == found
+        save_checkpoint("net.pt", {"state_dict": {}, "config": found.of_computation()})
+        flags = ["--evaluate", "--resume", "net.pt", "--adc_bits", "2", "--adc_transfer"]
+        assert train_settings.parse([*flags, given])[0].spec == found.spec  # the same as that of the checkpoint
+        with pytest.raises(UserError, match="^net.pt was made with other settings: --adc_transfer .* -2 0 2 "):
+            train_settings.parse([*flags, "adc.py:Twice"])

@@ -59,8 +59,12 @@ def test_what_a_checkpoint_does_not_say_is_given_as_flags(tmp_path):
 
 def test_the_example_of_the_documents(checkpoint, monkeypatch, capsys):  # noqa: F811
     text = Path(utils.__file__).with_name("docs").joinpath("python.md").read_text()
-    code = re.search(r"```python\n(from models.quant import CrossbarSpec, Setting.*?)```", text, re.DOTALL)[1]
+    code, without = (re.search(rf"```python\n({begin}.*?)```", text, re.DOTALL)[1] for begin in (
+        "from models.quant import CrossbarSpec, Setting", "import torch\nfrom models.quant import without_adc"))
     monkeypatch.setattr(utils, "load_images", lambda *args, real=utils.load_images, **more: [each[:20] for each in real(*args, **more)])
-    exec(code.replace("save/quickstart/model_best.pth.tar", checkpoint), {})
+    names: dict = {}
+    exec(code.replace("save/quickstart/model_best.pth.tar", checkpoint), names)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["software", *(
         f"2-bit cells, {bits}-bit ADC, calibrated" for bits in (2, 3, 4))]
+    exec(without, names)
+    assert not torch.equal(names["outputs"], names["software"]) and torch.equal(names["network"](names["batch"]), names["outputs"])

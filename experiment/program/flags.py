@@ -24,12 +24,13 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from models.quant import Calibration, CrossbarSpec
-from models.quant.arrays import spec
+from models.quant.arrays import spec, transfer
 from models.quant.layers.quantizers import OFF
 from models.quant.measuring.chips import Reads
 from models.quant.network.calibration import OTHER_WORDS
 
-from .cli import UserError
+from . import user_code
+from .cli import UserError, user_error
 
 # Fields of `Calibration`, whose flags say what they are about.
 FLAG_NAMES = {"rule": "adc_calib", "per": "adc_per", "correct": "adc_correct", "share": "adc_share", "on": "calib_on"}
@@ -221,6 +222,22 @@ class _Flatten(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, [value for span in values for value in span])
+
+
+def transfer_of(text: str) -> str:
+    """The table that --adc_transfer means, of a file, of code, or of its own text (`transfer`). Raises: UserError."""
+    if user_code.is_file(text):
+        with user_error(lambda error: f"--adc_transfer {text}: {error}"):
+            return transfer.text_of(user_code.made("adc_transfer", text, transfer.of_code))
+    with user_error(lambda error: in_flags(str(error))):
+        return transfer.table_of(text)
+
+
+def with_tables(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{flag: value}` with tables in place of what --adc_transfer names, so that it is read once, and code runs once. Raises: UserError."""
+    given = values.get("adc_transfer")
+    read = {} if given is None else {"adc_transfer": [*map(transfer_of, given)] if isinstance(given, list) else transfer_of(given)}
+    return {**values, **read}
 
 
 def flag_kind(field: dataclasses.Field) -> Any:

@@ -29,8 +29,9 @@ def short_name(name: str) -> str:
     return f"{Path(path).stem}_{function}"
 
 
-def made(flag: str, name: str) -> Any:
-    """What the function or class makes when it is called without arguments. Args: flag, whose value the name is.
+def made(flag: str, name: str, by: Callable[[Any], Any] | None = None) -> Any:
+    """What the function or class makes when it is called without arguments. Args: flag, whose value the name is; by, what makes it of the
+    function or class instead.
 
     Raises: UserError, one line, for a file that is not there, or that does not load, and code that fails.
     """
@@ -41,8 +42,8 @@ def made(flag: str, name: str) -> Any:
         before, folder = set(sys.modules), Path(path).parent.resolve()
         try:
             make = _function(flag, Path(path), function)
-            with _told(f"--{flag} {name}: the function fails when it is called without arguments"):
-                return make()
+            with _told(f"--{flag} {name}: " + ("the code fails" if by else "the function fails when it is called without arguments")):
+                return by(make) if by else make()
         finally:
             new = [module for each, module in sys.modules.items() if each not in before and getattr(module, "__file__", None)]
             LOADED.extend(module for module in new if folder in Path(module.__file__).resolve().parents)

@@ -56,19 +56,8 @@ class DeviceSettings:
         with (user_error(lambda error: f"--device {name}: cannot be read: {error.strerror or error}", OSError),
               user_error(lambda error: f"--device {name}: {error}")):
             if name not in known:
-                known[name] = _first(name)
+                known[name] = _of_code(name) if user_code.is_file(name) else Device.load(name)
             return replace(known[name], **changes)
-
-
-def _first(name: str) -> Device:
-    """The preset, the file or what a user's code makes, at its first time and lowest temperature."""
-    if name in presets():
-        return Device.preset(name)
-    if name and user_code.is_file(name):
-        return _of_code(name)
-    if not name or not (raw_folder(name) or Path(name)).exists():
-        raise ValueError(f"there is no preset and no file of this name; presets are {', '.join(presets())}")
-    return Device.read(name)
 
 
 def _of_code(name: str) -> Device:

@@ -78,7 +78,7 @@ def settings_of(given: dict[str, Any]) -> tuple[EvalSettings, dict]:
     values = _network(given, checkpoint, source)
     conversion_settings.check(values, given, useless=("planes", "save_cells"))
     conversion_settings.check_language(values, given)
-    rows = {name: given[name] for name in (*hardware_defaults(), "per_layer") if name in given}
+    rows = flags.with_tables({name: given[name] for name in (*hardware_defaults(), "per_layer") if name in given})
     calibration = Calibration(*(given.get(name, default) for name, default in flags.defaults(Calibration).items()))
     of_chips = {name: given[name] for name in chips.OF_RUN if name in given}
     found = EvalSettings(**{each.name: value for each in fields(EvalSettings)
@@ -145,7 +145,7 @@ def all_settings(rows: Mapping[str, list], w_bits: int, a_bits: int, also: Itera
     for name, texts in (("table", table if by_table else ()), ("also", also)):
         for text in texts:
             with user_error(lambda error, name=name, text=text: f"--{name} {text!r}: {error}", (UserError, ValueError)):
-                groups.append(flags.parse(parser, shlex.split(text)))
+                groups.append(flags.with_tables(flags.parse(parser, shlex.split(text))))
     known = dict(known)
     names = chips.names_of([*known, chips.IDEAL, *(device for group in groups for device in group.get("device", ()) if device)])
     settings = [setting for group in groups for setting in _combinations(group, w_bits, a_bits, calibration, of_chips, known, names)]

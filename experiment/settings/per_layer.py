@@ -12,7 +12,7 @@ from models.quant import CrossbarSpec
 from models.quant.measuring.setting import LAYER_FIELDS
 
 from ..program.cli import UserError, user_error
-from ..program.flags import ALIASES, Number, flag_fields, flag_kind, span
+from ..program.flags import ALIASES, Number, flag_fields, flag_kind, span, with_tables
 
 FIELDS = {field.name: field for field in flag_fields(CrossbarSpec, LAYER_FIELDS)}
 Changes = dict[str, dict[str, list]]  # {pattern: {field of the spec: values}}
@@ -52,9 +52,12 @@ def _values(field: Any, text: str, whole: str) -> list:
 
 
 def single(changes: Changes) -> dict[str, dict[str, Any]]:
-    """The values where each is one. Raises: UserError for several."""
+    """The values where each is one. Raises: UserError for several, and for a table that cannot be read."""
+    found = {}
     for pattern, values in changes.items():
         for name, several in values.items():
             if len(several) > 1:
                 raise UserError(f"--per_layer {pattern}: {name} has {len(several)} values; several are for --search")
-    return {pattern: {name: value for name, [value] in values.items()} for pattern, values in changes.items()}
+        with user_error(lambda error, pattern=pattern: f"--per_layer {pattern}: {error}", UserError):
+            found[pattern] = with_tables({name: value for name, [value] in values.items()})
+    return found

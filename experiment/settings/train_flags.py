@@ -36,7 +36,7 @@ USELESS_WITHOUT_PLAN = "--adc_share is for plans: add --adc_plan significance or
 USELESS_WITH_PLAN = ("--{} is for uniform bits, and with a plan each kind of read has the range of least squared error: leave it out, or "
                      "add --adc_plan uniform")
 # Flags without effect on a converted network: its input quantizers have no clipping level that is trained.
-OF_PACT = ("alpha_init", "weight_clip", "alpha_lr", "alpha_wd", "clp", "a_lambda", "adc_aware")
+OF_PACT = ("alpha_init", "weight_clip", "alpha_lr", "alpha_wd", "clp", "a_lambda")
 
 
 def _by_data(name: str) -> str:

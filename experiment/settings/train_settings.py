@@ -97,7 +97,7 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Trai
     in_file, on_line = config_file.parse_both(build_parser(about), argv)
     if {"evaluate", "resume"} & on_line.keys():  # of the run that the file is of, not of what it began from
         in_file.pop("fine_tune", None)
-    given = in_file | on_line
+    given = flags.with_tables(in_file | on_line)
     if given.get("device") == chips.LIST:
         chips.say_devices()
         raise SystemExit(0)
@@ -177,10 +177,13 @@ def continuing(settings: TrainSettings, checkpoint: Path) -> str:
 
 def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) -> None:
     """Refuse settings that do not go together."""
-    useless = [name for name in given if name in (*TRAINED_FOR, "calib_steps") and not settings.adc_aware]
-    if useless:
-        raise UserError(f"--{useless[0]} is for training through the ADC: add --adc_aware")
     others = foreign.is_foreign(settings.model)
+    through = [name for name in given if name in ("adc_aware", *TRAINED_FOR, "calib_steps")]
+    if through and others:
+        raise UserError(f"{settings.model} is converted, and trained without arrays and ADCs: leave out --{', --'.join(through)}; eval.py "
+                        "measures its checkpoint on them")
+    if through and not settings.adc_aware:
+        raise UserError(f"--{through[0]} is for training through the ADC: add --adc_aware")
     if not others and settings.model not in MODELS:
         raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}, or with --qat {foreign.KINDS}")
     if foreign.is_language_model(settings.model):

@@ -126,7 +126,8 @@ class CrossbarSpec:
         adc_idle: "convert" or "skip": whether idle reads are converted. A read is idle where no word line of the array is on. A skipped
             read is exactly 0, whatever the converter's noise and offset, and has 0 bits in the mean of a plan. The hardware is an OR
             gate over the digits on the word lines. A plan by ones always skips idle reads.
-        adc_transfer: the table of a `transfer` file, or the path of one, which is read at once; None: linear converters.
+        adc_transfer: thresholds and values of the codes: the path of a file, or code or a pair of lists that gives them (`transfer`). The
+            field holds their table as a text. None: linear converters.
         columns_per_adc: columns that share a converter; None: what `Chips` and costs take without it.
         weights: "offset": a weight has one cell in each slice, and a reference column holds the code that stands for zero. "pair": it has
             two, on a positive and a negative bit line (`pair`).
@@ -174,7 +175,8 @@ class CrossbarSpec:
 
     adc_transfer: str | None = field(default=None, metadata={
         "kind": str, "metavar": "FILE", "help": "the threshold and value of each code of the converters, in steps delta, from a CSV or "
-        "JSON: any nonlinearity, sign and ternary converters too (docs/devices.md). Default: linear.", "of": "adc", "turn": 13,
+        "JSON, or path/to/adc.py:NAME, a function or class of your own that gives them, or the value of a read: any nonlinearity, sign and "
+        "ternary converters too (docs/devices.md). Default: linear.", "of": "adc", "turn": 13,
         "before": None, "note": (8, "transfer {:.8}")})
     columns_per_adc: int | None = number(
         None, "neighbouring columns of a slice that share a converter, its offset, gain and thresholds. Costs count with it, too. Default: "

@@ -1,4 +1,4 @@
-"""Converters by a table (`Transfer`): where each code begins, and what it is worth, from a file (`read`).
+"""Converters by a table (`Transfer`): where each code begins, and what it is worth, from a file (`read`) or from code (`of_code`).
 
 A CSV has a line for each code, in rising order; a code begins at its threshold, the first one nowhere. This is a ternary converter:
 
@@ -9,14 +9,21 @@ A CSV has a line for each code, in rising order; a code begins at its threshold,
 
 A JSON says the same as `{"thresholds": [-0.5, 0.5], "values": [-1, 0, 1]}`. Both are in steps: a read v lies at `v / delta`, and a code of
 value x stands for `delta x`. Nothing of the table is moved: `delta` alone is chosen, and 0 steps are v = 0.
+
+Code gives both numbers, or the value of a read, from which they follow:
+
+    def ternary(x):
+        return (x > 0.5) - (x < -0.5)
 """
 
 import csv
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,28 +36,74 @@ from .converter import Converter
 VALUE_GRID = 64  # values of codes are multiples of 1 / VALUE_GRID steps, so that their sums are exact
 MOST_CODES = 2**12
 LARGEST = 2**15 // VALUE_GRID  # steps, of a threshold or value
+LOOKS = 16  # reads in a step at which a function is asked whether its value has changed
+FINEST = 2**40  # parts of a step, to one of which its thresholds are found
 
 
-def read(path: str | Path) -> str:
-    """The table in a file as the text that `CrossbarSpec.adc_transfer` holds: the begin of its digest, `thresholds ... values ...`.
-
-    Raises: ValueError, one line, for a file that is none.
-    """
+def read(path: str | Path) -> tuple[list[float], list[float]]:
+    """(thresholds, values) in a file. Raises: ValueError, one line, for a file that is none."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
-    thresholds, values = _of_json(text) if path.suffix == ".json" else _of_csv(text)
-    if not 2 <= len(values) <= MOST_CODES:
-        raise ValueError(f"has {len(values)} codes; allowed are 2 to {MOST_CODES}")
-    if len(thresholds) != len(values) - 1:
-        raise ValueError(f"has {len(values)} values and {len(thresholds)} thresholds; allowed is one threshold less than values")
-    for name, numbers in (("threshold", thresholds), ("value", values)):
+    return _of_json(text) if path.suffix == ".json" else _of_csv(text)
+
+
+def of_code(code: Any) -> Any:
+    """What a class or a function says of a converter, for `text_of`.
+
+    Code that needs no arguments is called. If that leaves a function `value(x)`, it is the value of a read of x steps, in steps, which
+    may not fall as x rises. Its table has the thresholds at which it changes, to 2^-40 of a step. Raises: what the code raises.
+    """
+    made = code() if _needs_nothing(code) else code
+    return _steps_of(made) if callable(made) and not hasattr(made, "thresholds") else made
+
+
+def _needs_nothing(code: Any) -> bool:
+    try:
+        inspect.signature(code).bind()
+    except (TypeError, ValueError):  # no code, or that of C, which says nothing of its arguments
+        return False
+    return True
+
+
+def _steps_of(function: Callable[[float], Any]) -> tuple[list[float], list[float]]:
+    """(thresholds, values) of a function, by bisection; one code more than a table may have where it has too many."""
+    at, reach = functools.cache(lambda place: float(function(place / FINEST))), LARGEST * FINEST
+    thresholds, values = [], [at(-reach)]
+    for low, high in itertools.pairwise(range(-reach, reach + 1, FINEST // LOOKS)):
+        while at(high) != values[-1] and len(values) <= MOST_CODES:
+            above = high
+            while above - low > 1:
+                middle = (low + above) // 2
+                low, above = (middle, above) if at(middle) == values[-1] else (low, middle)
+            thresholds.append((low if len(values) % 2 else above) / FINEST)  # a read at it has the even code (`nearest`), as it should
+            values.append(at(above))
+            low = above
+    return thresholds, values
+
+
+def text_of(table: Any) -> str:
+    """A table as the text that `CrossbarSpec.adc_transfer` holds: the begin of its digest, `thresholds ... values ...`.
+
+    Args: table, what has `thresholds` and `values`, or is a pair of them. Raises: ValueError, one line, for what can be none.
+    """
+    try:
+        pair = (table.thresholds, table.values) if hasattr(table, "thresholds") else table
+        thresholds, values = (list(map(float, numbers)) for numbers in pair)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise ValueError(f"gives {type(table).__name__}; thresholds and values are expected, each a list of numbers, or the function of a "
+                         "read") from None
+    for name, numbers in (("value", values), ("threshold", thresholds)):
         if odd := [number for number in numbers if not np.rint(VALUE_GRID * abs(number)) < VALUE_GRID * LARGEST]:  # as it is kept
             raise ValueError(f"has the {name} {odd[0]:g}; allowed are steps below {LARGEST}")
         if odd := [after for before, after in itertools.pairwise(numbers) if after < before]:
             raise ValueError(f"has the {name} {odd[0]:g} behind a larger one; {name}s do not fall")
+    if not 2 <= len(values) <= MOST_CODES:
+        raise ValueError(f"has {len(values)} codes; allowed are 2 to {MOST_CODES}")
+    if len(thresholds) != len(values) - 1:
+        raise ValueError(f"has {len(values)} values and {len(thresholds)} thresholds; allowed is one threshold less than values")
     parts = [" ".join(f"{number:.17g}" for number in numbers)
              for numbers in (thresholds, [round(VALUE_GRID * number) / VALUE_GRID for number in values])]
     table = "thresholds {} values {}".format(*parts)
@@ -87,21 +140,20 @@ def _of_csv(text):
     return thresholds, values
 
 
-def table_of(text: str | Path | None) -> str | None:
-    """What `read` returns, of a path or of such a text itself; None stays None. Raises: ValueError of the field adc_transfer, as `read`."""
-    if not isinstance(text, (str, Path, type(None))):
-        raise ValueError(f"adc_transfer is {text!r}; the path of a table is expected")
-    if text is None or re.match(r"[0-9a-f]{8} thresholds [^a-z]*\bvalues ", str(text)):
-        return text
+def table_of(given: Any) -> str | None:
+    """The text of a table (`text_of`), of a path, of code (`of_code`), or of such a text itself; None stays None. Raises: ValueError of the
+    field adc_transfer, as `read` and `text_of`."""
+    if given is None or isinstance(given, str) and re.match(r"[0-9a-f]{8} thresholds [^a-z]*\bvalues ", given):
+        return given
     try:
-        return read(text)
+        return text_of(read(given) if isinstance(given, (str, Path)) else of_code(given))
     except ValueError as error:
-        raise ValueError(f"adc_transfer is {str(text)!r}: {error}") from None
+        raise ValueError(f"adc_transfer is {str(given)!r}: {error}") from None
 
 
 @functools.cache
 def kind(text: str) -> "type[Transfer]":
-    """The converters of a table that `read` returned."""
+    """The converters of a table that `text_of` returned."""
     parts = text.split()
     middle = parts.index("values")
     table = tuple(map(float, parts[2:middle])), tuple(map(float, parts[middle + 1:]))

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from . import faults
-from .formats import read
+from . import faults, formats, presets
 from .laws import Law, Polynomial
 from .lines import LARGEST_US, SMALLEST_US
 from .noise import affine
-from .presets import load
 from .rows import JointRows
 from .times import parse_time
 
@@ -92,21 +90,17 @@ class Device:
         self._check_noise()
 
     @classmethod
-    def preset(cls, name: str, time: float | str | None = None, temp: float | None = None, **changes: Any) -> Device:
-        """A device that comes with the package, see `presets`.
+    def load(cls, name: str | Path, time: float | str | None = None, temp: float | None = None, **changes: Any) -> Device:
+        """A device that comes with the package, by its name (`presets`), or a file or folder of own measurements (`formats`).
 
         Args: time, seconds or text such as "1h"; temp, C; changes, other attributes such as `stuck_on=0.001`.
-        Raises: ValueError for an unknown name (listing those there are), attribute, time or temperature.
+        Raises: ValueError, one line, for a name that is neither, listing the presets, for a file that cannot be right, with its line, and
+            for an unknown attribute, time or temperature.
         """
-        return changed(cls(**load(name)), time=time, temp=temp, **changes)
+        found = presets.load(name) if name in presets.presets() else formats.read(name)
+        return changed(cls(**found), time=time, temp=temp, **changes)
 
-    @classmethod
-    def read(cls, path: str | Path, time: float | str | None = None, temp: float | None = None, **changes: Any) -> Device:
-        """A device of own measurements, see `formats` for the files. Arguments as in `preset`.
-
-        Raises: ValueError, one line with file and line, for a file that cannot be right.
-        """
-        return changed(cls(**read(path)), time=time, temp=temp, **changes)
+    preset = read = load  # as older scripts call it
 
     def levels(self, bits: int) -> np.ndarray:
         """Nominal conductances `G_l`, uS, float64 `[2^bits]`, rising.
@@ -275,7 +269,7 @@ def spread(count: int, bits: int, who: str, what: str) -> np.ndarray:
 def check_is_device(device: Any) -> None:
     """Refuse what is no `Device`. Raises: ValueError."""
     if not isinstance(device, Device):
-        raise ValueError(f"device is {device!r}; a Device is expected, such as Device.preset('techA')")
+        raise ValueError(f"device is {device!r}; a Device is expected, such as Device.load('techA')")
 
 
 def _check_codes(codes: np.ndarray, count: int, what: str) -> None:

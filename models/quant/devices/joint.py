@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..storage.files import load_array
-from .lines import Line, by_level, check_siemens, check_us
+from .lines import Line, by_level, check_siemens, check_us, levels_of
 from .rows import JointRows
 from .tables import Samples
 
@@ -20,7 +20,7 @@ def read_joint(path: Path, names: list[str], lines: list[Line]) -> dict[str, Any
     if not cells or names[1:] != cells:
         raise ValueError(f"{path}, line 1: columns {','.join(names)}; after weight_level come cell0,cell1,... in this order")
     check_us(path, lines, cells)
-    levels = by_level(path, lines, "weight_level")
+    levels = by_level(path, lines, "weight_level", levels_of(path, lines, "weight_level"))
     rows = [np.array([[line.values[cell] for cell in cells] for line in level]) for level in levels]
     return _device(path.stem, str(path), path.name, rows)
 

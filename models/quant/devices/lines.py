@@ -10,6 +10,7 @@ import numpy as np
 
 SMALLEST_US, LARGEST_US = 1e-2, 1e4  # a device whose every cell is below 10 nS is one in siemens; one above 10 mS is none in siemens,
 LARGEST_S = 1e-6 * LARGEST_US  # and in uS it is one in nS, or in ohms
+TARGET = "target_uS"  # the column of nominal conductances, of a law as a table
 MOST_SPREAD = 10  # of a standard deviation over the largest mean
 
 
@@ -90,20 +91,37 @@ def check_siemens(where: str, values: np.ndarray) -> None:
         raise ValueError(f"{where}: {values.max():g} looks like uS, siemens are expected")
 
 
-def check_rise(levels: Sequence[float], where: Callable[[int], str]) -> None:
-    """Args: mean of each level, uS; where a level stands, for the message."""
+def check_rise(levels: Sequence[float], where: Callable[[int], str], called: Callable[[int], str] = "level {}".format) -> None:
+    """Args: mean of each level, uS; where a level stands, and what it is called, for the message."""
     for level in range(1, len(levels)):
         if levels[level] <= levels[level - 1]:
-            raise ValueError(f"{where(level)}: level {level} has a mean of {levels[level]:g} uS, not above the {levels[level - 1]:g} uS "
-                             f"of level {level - 1}")
+            raise ValueError(f"{where(level)}: {called(level)} has a mean of {levels[level]:g} uS, not above the {levels[level - 1]:g} uS "
+                             f"of {called(level - 1)}")
 
 
-def by_level(path: Path, lines: list[Line], column: str, what: str = "") -> list[list[Line]]:
-    """Lines of each level 0, 1, ..., at least two."""
-    levels = {}
+def level_name(column: str, level: float) -> str:
+    """What messages call a level, by what stands in its column."""
+    return f"{column if column == TARGET else 'level'} {level:g}"
+
+
+def levels_of(path: Path, lines: list[Line], column: str) -> Sequence[float]:
+    """What stands in the column of all levels: of `TARGET` each conductance that does, rising, else 0, 1, ...; at least two."""
+    found = sorted({line.values[column] for line in lines})
+    if column != TARGET:
+        return range(max(2, int(found[-1]) + 1))
+    if len(found) < 2:
+        raise ValueError(f"{path}, line {lines[-1].number}: {TARGET} is {found[0]:g} on all lines; two or more are expected")
+    return found
+
+
+def by_level(path: Path, lines: list[Line], column: str, levels: Sequence[float], what: str = "") -> list[list[Line]]:
+    """Lines of each of the levels."""
+    found = {}
     for line in lines:
-        levels.setdefault(int(line.values[column]), []).append(line)
-    for level in range(max(2, max(levels) + 1)):
-        if level not in levels:
-            raise ValueError(f"{path}, line {lines[-1].number}: the data end{what} without level {level}; levels are 0, 1, ... without gap")
-    return [levels[level] for level in sorted(levels)]
+        found.setdefault(line.values[column], []).append(line)
+    for level in levels:
+        if level not in found:
+            all_of = "targets are" if column == TARGET else "levels are 0, 1, ... without gap,"
+            raise ValueError(f"{path}, line {lines[-1].number}: the data end{what} without {level_name(column, level)}; {all_of} the same "
+                             "at all times and temperatures")
+    return [found[level] for level in levels]

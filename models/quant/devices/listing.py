@@ -9,7 +9,7 @@ from .tables import Samples
 
 def describe() -> list[str]:
     """A line for each preset: name, levels, scatter, times, temperatures, cells measured, source, notes."""
-    return [_describe(Device.preset(name)) for name in presets()]
+    return [_describe(Device.load(name)) for name in presets()]
 
 
 def _describe(device: Device) -> str:

@@ -1,6 +1,6 @@
 """Chips: the cells of a device, programmed some times over, and what reads have besides.
 
-    chips = Chips(device=Device.preset("techA", time="1h"), chips=10, adc_noise=0.3)
+    chips = Chips(device=Device.load("techA", time="1h"), chips=10, adc_noise=0.3)
     for seed in chips.seeds:
         chips.program(network, seed)
 """
