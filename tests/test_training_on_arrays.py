@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.quant import (CrossbarSpec, Device, Training, add_weight_noise, calibrate, convert, crossbar_layers, image_numbers, load, program,
-                          ranges_of, recalibrate, recalibrate_every, save, set_engine, train_through, without_adc)
+from models.quant import (CrossbarSpec, Device, Training, add_weight_noise, calibrate, convert, crossbar_layers, image_numbers, load,
+                          program, ranges_of, recalibrate, recalibrate_every, save, set_engine, train_through, without_adc)
 
 DEVICE = Device.preset("techC")
 

@@ -156,8 +156,8 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
 
     @torch.no_grad()
     def clip_weight(self, deviations: float, of_channel: bool) -> None:
-        """Clip the network's weight to so many standard deviations of all of it, or of its output channel. One that is computed anew at each
-        call stays as it is."""
+        """Clip the network's weight to so many standard deviations of all of it, or of its output channel. One that is computed anew at
+        each call stays as it is."""
         if self.made is None:
             kernel, weight = self.weight, self.operand
             most = kernel.flatten(1).std(1, correction=0) if of_channel else kernel.std(correction=0).expand(len(kernel))
