@@ -50,25 +50,24 @@ class Product(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer, (images, kernel, input_scale, _) = ctx.layer, ctx.saved_tensors
         to_images, to_kernel, to_bias, to_input_scale, to_weight_scale, *_ = ctx.needs_input_grad
-        grad = grad.float() * layer.quant_gain
-        of_bias = grad.flatten(0, 2).sum(0).sum_to_size(ctx.shape) if to_bias else None
+        grad, gain, steps = grad.float(), layer.quant_gain, layer.weight_quant.steps_of(kernel)
+        of_bias = (grad.flatten(0, 2).sum(0) * gain).sum_to_size(ctx.shape) if to_bias else None
         of_images = of_kernel = of_input_scale = of_weight_scale = None
         codes, weights, unit = _codes(layer, images, kernel, ctx.dtype)
         wanted = to_images or to_input_scale, to_kernel or to_weight_scale
-        # In units of weight codes for the input, so that the operands stay whole numbers, which 16 bits hold.
-        scaled = (grad * layer.weight_quant.scale.detach()).permute(0, 3, 1, 2).to(ctx.dtype)
+        # In units of weight codes, so that the operands stay whole numbers, which 16 bits hold.
+        scaled = (grad * (gain * steps)).permute(0, 3, 1, 2).to(ctx.dtype)
         of_codes, of_weights = gradients(scaled, codes, weights, layer.form.geometry, wanted)
         if wanted[0]:
-            of_codes = of_codes.float() * unit[1]
+            of_codes = of_codes.float() if unit[1] == 1 else of_codes.float() * unit[1]
             of_images, sums = straight(images.permute(0, 3, 1, 2), of_codes, input_scale.detach().view(1), *layer.act_quant.window)
             of_images = of_images.permute(0, 2, 3, 1)
             if to_input_scale:
                 of_input_scale = layer.act_quant.gradient_of_scale(sums, images[0].numel()).view_as(input_scale)
                 of_input_scale = layer.act_quant.decayed(of_input_scale, images)
         if wanted[1]:
-            steps = layer.weight_quant.steps_of(kernel)
-            factor = (unit[0] * input_scale.detach() / steps).view(-1, 1, 1, 1)
-            of_kernel, sums = straight(kernel, of_weights.float() * factor, steps, -layer.weight_quant.largest, layer.weight_quant.largest)
+            factor, largest = (unit[0] * input_scale.detach() / steps).view(-1, 1, 1, 1), layer.weight_quant.largest
+            of_kernel, sums = straight(kernel, of_weights.float() * factor, steps, -largest, largest)
             of_weight_scale = layer.weight_quant.gradient_of_scale(sums, kernel[0].numel()) if to_weight_scale else None
         return (of_images if to_images else None, of_kernel if to_kernel else None, of_bias, of_input_scale, of_weight_scale, None, None)
 
