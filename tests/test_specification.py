@@ -227,7 +227,7 @@ def test_what_the_table_says_below():
     """What is not in order, and the kinds of chips that may be unseen."""
     text = " ".join(specification_report.table([LIMIT | {"not_in_order": "1.5", "unseen_share": 0.602}]).split())
     assert "scatter of cells, %, offset, accuracy=software-1: not in order: 1.5 not kept" in text
-    assert "of a kind of chip that is less than 60% of all none may have been seen" in text
+    assert "holds for kinds of chips that are at least 60% of all" in text
 
 
 def test_picture(tmp_path):

@@ -59,9 +59,8 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def unseen_text(share: float) -> str:
-    """What chips that were seen do not say. Args: share, of a kind of chip, of all of them."""
-    return (f"of a kind of chip that is less than {share:.0%} of all none may have been seen: what is decided, and its chance of error, is "
-            "of chips without such kinds")
+    """Of which chips a limit holds. Args: share, of a kind of chip, of all of them."""
+    return f"what is decided holds for kinds of chips that are at least {share:.0%} of all; of a rarer kind none may have been seen"
 
 
 def _name(row: Mapping[str, Any]) -> str:
