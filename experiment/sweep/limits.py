@@ -238,7 +238,8 @@ def limits_table(limits: Sequence[Limit], images: str) -> str:
              chips_text(limit.chips[1] * limit.drawn), f"{limit.share:.1%}"] for limit, name in zip(limits, names)]
     bound = f"{scale.name} at {'least' if first.case.bound.sign > 0 else 'most'} {scale.text(first.case.bound.at(first.software))}"
     lines = [f"bound: {bound}; software: {scale.text(first.software)}; {images}",
-             f"value: the last one at which the mean of all chips and {first.examples} that were seen keeps the bound; mean, worst chip: there",
+             f"value: the last one at which the mean of all chips and {first.examples} that were seen keeps the bound; mean, worst chip: "
+             "there",
              "kept at, not kept at: the last value that tests decided to keep it, and the first one that they decided not to; one of the "
              f"two is wrong with a chance of {ERROR:.0%} at most",
              *dict.fromkeys(unseen_text(limit.found.unseen) for limit in limits if limit.found.unseen),

@@ -170,8 +170,8 @@ class LastKept:
         self.tests = min(self.count, FEW + 2 * steps + 2 if self.sides or self.count <= FEW else 2 * steps)
         own = self.error / (1 + (chips > 1))  # chance of error of the tests
         self.each, self.unseen = own / (len(self.looks) * self.tests), unseen_share(chips, self.error - own) if chips > 1 else None
-        several = np.linspace(0, self.count - 1, FEW).round().astype(int).tolist() if self.sides else []
-        self.first = range(self.count) if self.count <= FEW else several
+        start, several = [] if self.start is None else [self.start], np.linspace(0, self.count - 1, FEW).round().astype(int).tolist()
+        self.first = [*range(self.count)] if self.count <= FEW else start + several * self.sides
 
     def find(self) -> "LastKept":
         """Look as long as there is a reason to."""
@@ -219,8 +219,6 @@ class LastKept:
         middle = (low + high) // 2
         if self.start is None:
             return middle
-        if not self.seen:
-            return self.start
         step = 2 ** (len(self.seen) - 1)
         beyond = low + step if high == self.count else high - step if low == -1 else middle
         return beyond if low < beyond < high else middle
