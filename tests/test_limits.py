@@ -1,5 +1,6 @@
 """Limits: spans and bounds as text, the sequential tests on simulated networks whose limits are known, and `eval.py --largest`."""
 
+import contextlib
 import csv
 import json
 import math
@@ -8,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from test_eval import classes, load_digits, network, save, scene, without_pictures  # noqa: F401
 
 import eval as evaluation
 from experiment.inputs import data as datasets
 from experiment.program.cli import UserError
-from experiment.settings.limits import bound_of, span_of
+from experiment.settings.limits import bound_of, check_range, span_of
 from experiment.sweep import bench, sequential
 from experiment.sweep.sequential import LastKept, Look, ends_of, interval, looks_of
 from models import vgg
+from models.quant.measuring.metrics import Metric, accuracy, cross_entropy, perplexity, signal_to_error, top5
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,6 +50,24 @@ def test_a_loss_of_just_as_much_is_within():
         assert within == [True, True, False]
 
 
+@pytest.mark.parametrize("metric, text, software, words", [
+    (accuracy, "accuracy=-1", None, "is at least 0 and at most 100: give a bound within, such as --at_least accuracy=software-1, if 1 may"),
+    (accuracy, "accuracy=101", None, "such as --at_least accuracy=software-0.5"), (accuracy, "accuracy=0", None, None),
+    (accuracy, "accuracy=100", None, None), (accuracy, "accuracy=software-200", None, "at least 0 and at most 100"),
+    (accuracy, "accuracy=software+20", None, None), (accuracy, "accuracy=software+20", 90, "at least 0 and at most 100"),
+    (accuracy, "accuracy=software+20", 80, None), (top5, "top5=100.1", None, "such as --at_least top5=software-0.5"),
+    (perplexity, "perplexity=0.9", None, r"perplexity is at least 1: give a bound within, such as --at_most perplexity=software\*1.03"),
+    (perplexity, "perplexity=software*1.03", 7, None), (perplexity, "perplexity=software-10", None, None),
+    (perplexity, "perplexity=software-10", 7, "is at least 1"),
+    (cross_entropy, "cross_entropy=-0.1", None, "cross_entropy nat is at least 0"),
+    (signal_to_error(torch.nn.Identity()), "signal_to_error=300", None, "signal_to_error dB is at most 200"),
+    (Metric("r2", len), "r2=-1", None, None), (Metric("r2", len, range=(-math.inf, 1)), "r2=2", None, "r2 is at most 1")])
+def test_bounds_that_the_metric_cannot_have(metric, text, software, words):
+    bound = bound_of(text, 1 if metric.higher else -1)
+    with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():
+        check_range(f"--at_least {text}", bound, metric, software)
+
+
 @pytest.mark.parametrize("text, values", [
     ("adc_noise=0:1:0.25", (0, 0.25, 0.5, 0.75, 1)), ("rows=16:64:16", (16, 32, 48, 64)), ("subArray=1:3:1", (1, 2, 3)),
     ("adc_bits=1:2:0.5", (1, 1.5, 2)), ("device_time=1min:3min:1min", (60, 120, 180)), ("stuck_off=0.01:0.04:100log", (0.01, 0.02, 0.04)),
@@ -70,8 +91,7 @@ def test_spans_that_are_refused(text, words):
 
 def test_looks():
     assert ends_of(100) == [100] and ends_of(799) == [799] and ends_of(1000) == [125, 1000] and ends_of(10_000) == [156, 1250, 10_000]
-    assert looks_of([44, 359], 10) == [(4, 44), (4, 359), (10, 359)]
-    assert looks_of([44, 359], 1) == [(1, 44), (1, 359)] and looks_of([50], 3) == [(3, 50)]
+    assert looks_of([44, 359], 4) == [(4, 44), (4, 359)]
 
 
 def test_intervals():
@@ -100,36 +120,164 @@ def test_places_on_the_sides():
 LOSS, PLACES = 0.5, 200  # points that may be lost; values of the span
 
 
-def simulated(seed, images, limit, spread, steep):
-    """`observe` of a network of which in the mean `LOSS (place / limit)^steep` points are lost: chips differ by a lognormal factor of
-    deviation `spread`, and images by how easily they are lost. As chips have their seeds, they are the same ones at every place."""
+def simulated(seed, images, losses, spread, rare=None, own=False):
+    """`observe` of a network of which in the mean `losses[place]` points are lost: chips differ by a lognormal factor of deviation
+    `spread`, and images by how easily they are lost. As chips have their seeds, they are the same ones at every place, and lose the same
+    images, or with `own` others at each. `rare`: (share, factor) of a kind of chip that loses so many times as much as the others."""
     rng = np.random.default_rng(seed)
     easy = np.exp(-4 * (rng.permutation(images) + 0.5) / images)
-    chips = np.exp(spread * rng.standard_normal(10) - spread**2 / 2)
-    lost_from = rng.random((10, images)) / (LOSS / 100 * chips[:, None] * easy / easy.mean())
+    chips = np.exp(spread * rng.standard_normal(36) - spread**2 / 2)
+    if rare:
+        share, factor = rare
+        chips *= np.where(rng.random(36) < share, factor, 1) / (share * factor + 1 - share)
+    drawn = rng.random((36, images))
 
     def observe(place, look):
-        return -100.0 * (lost_from[:look.chips, :look.images] < ((place + 0.5) / limit)**steep)
+        at = np.random.default_rng((seed, place)).random((36, images)) if own else drawn
+        lost = losses[place] / 100 * chips[:look.chips, None] * (easy / easy.mean())[:look.images]
+        return -100.0 * (at[:look.chips, :look.images] < lost)
 
     return observe
 
 
+def slope(limit, steep, places=PLACES):
+    """Losses that are LOSS halfway to the place `limit`."""
+    return LOSS * ((np.arange(places) + 0.5) / limit)**steep
+
+
+def find_last(losses, images, chips, observe, of_all=None, error=0.05, **options):
+    return LastKept(len(losses), ends_of(images), chips, of_all or images, error, observe, lambda mean: mean >= -LOSS, LOSS * (100 - LOSS),
+                    **options).find()
+
+
+def is_wrong(found, losses):
+    """Whether one of the two values that are sure is not as it is said to be."""
+    return found.sure >= 0 and losses[found.sure] > LOSS or found.lost < len(losses) and losses[found.lost] <= LOSS
+
+
+def most_wrong(count, share=0.05):
+    """As many of so many as a share of them gives but for a chance of 1e-4."""
+    return stats.binom.isf(1e-4, count, share)
+
+
 @pytest.mark.parametrize("images, spread, steep", [(359, 0.3, 3), (2000, 0.0, 2), (2000, 0.5, 3)])
 def test_the_share_of_wrong_intervals_is_below_its_bound(images, spread, steep):
-    """Of 400 networks with limits anywhere in the span, fewer than a share of 5 % would give but for a chance of 1e-4. The intervals must
-    say something, and cost an eighth of a grid at most."""
+    """Of 400 networks with limits anywhere in the span. The intervals must say something, and cost a seventh of a grid at most."""
     wrong, wide, used, off = 0, [], [], []
     for seed in range(400):
         limit = int(np.random.default_rng(seed).integers(20, 160))
-        found = LastKept(PLACES, looks_of(ends_of(images), 10), images, 0.05, simulated(seed, images, limit, spread, steep),
-                         lambda mean: mean >= -LOSS, LOSS * (100 - LOSS)).find()
+        losses = slope(limit, steep)
+        found = find_last(losses, images, (10, 10), simulated(seed, images, losses, spread))
         last = limit - 1  # (place + 1/2) / limit <= 1
-        wrong += not found.sure <= last < found.lost
+        wrong += is_wrong(found, losses)
         wide.append((found.lost - found.sure) / limit)
         off.append(abs(found.place - last) / limit)
         used.append(found.used / (PLACES * 10 * images))
-    assert wrong <= stats.binom.isf(1e-4, 400, 0.05)
-    assert max(used) < 0.12 and np.median(off) < 0.1 and np.median(wide) < 2
+    assert wrong <= most_wrong(400)
+    assert max(used) < 1 / 7 and np.median(off) < 0.1 and np.median(wide) < 2
+
+
+def curve(kind, rng, places):
+    """Losses at so many places, which go up, or do not."""
+    losses = slope(rng.uniform(0.15, 0.85) * places, rng.uniform(1, 4), places)
+    if kind == "flat":
+        losses[:] = LOSS * rng.choice([0.3, 0.9, 1.1, 3])
+    elif kind == "steep":
+        losses = np.where(losses < LOSS, 0.02, 20)
+    elif kind == "noise":
+        losses += rng.normal(0, 0.3, places)
+    for _ in range({"dip": 1, "dips": 3}.get(kind, 0)):
+        first = rng.integers(places)
+        losses[first:first + max(1, int(places * rng.uniform(0.02, 0.15)))] += rng.uniform(0.5, 3) * rng.choice([1, -1])
+    return losses.clip(min=0)
+
+
+CURVES = ["flat", "steep", "slope", "dip", "dips", "noise"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("places", [8, PLACES])
+@pytest.mark.parametrize("kind", CURVES)
+def test_what_is_sure_of_any_curve(kind, places, own):
+    """Chips and images are drawn; with `own` anew at each value."""
+    wrong = ends = 0
+    for seed in range(50):
+        losses = curve(kind, np.random.default_rng(seed), places)
+        found = find_last(losses, 1000, (10, 36), simulated(seed, 1000, losses, 0.3, own=own))
+        wrong += is_wrong(found, losses)
+        ends += (found.sure >= 0) + (found.lost < places)
+        assert found.sure <= found.place and not set(found.undecided) & {found.sure, found.lost}
+    assert wrong <= most_wrong(50) and ends >= (20 if kind == "flat" else 65)
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_of_few_values_each_is_known(kind):
+    """With ideal cells and all images nothing is left to chance: whatever the curve, the last value that keeps the bound is found, the
+    first one that does not, and which are not in order."""
+    for seed in range(50):
+        observe = simulated(seed, 1000, curve(kind, np.random.default_rng(seed), 8), 0.0, own=True)
+        keeps = [observe(place, Look(1, 1000)).mean() >= -LOSS for place in range(8)]
+        found = find_last(keeps, 1000, (1, 1), observe)
+        last = max((place for place in range(8) if keeps[place]), default=-1)
+        assert (found.place, found.sure, found.lost) == (last, last, [*keeps, False].index(False))
+        assert found.not_in_order == [place for place in range(last) if not keeps[place]] and not found.undecided
+
+
+def test_fewest_bits_behind_a_dip():
+    """8, 7, ..., 1 bits, of which 5 lose more than they may, and 3 do not. Of 500 of 10,000 images what is left open is said to be."""
+    losses = np.array([0, 0, 0, 1.2, 0, 0.2, 3, 10])
+    found = find_last(losses, 10_000, (1, 1), simulated(0, 10_000, losses, 0.0, own=True))
+    assert (found.place, found.sure, found.lost, found.not_in_order, found.undecided) == (5, 5, 3, [3], [])
+    few = find_last(losses, 500, (1, 1), simulated(0, 500, losses, 0.0, own=True), of_all=10_000)
+    assert few.place == 5 and few.lost == 6 and {3, 5} <= {*few.undecided} and not is_wrong(few, losses)
+
+
+def test_a_dip_among_many_values():
+    """It is wider than those that are looked at first are apart."""
+    for seed in range(20):
+        first, last = np.random.default_rng(seed).integers([2, 120], [90, 198]).tolist()
+        losses = np.full(PLACES, 0.02)
+        losses[first:first + 20] = losses[last + 1:] = 8
+        found = find_last(losses, 2000, (10, 10), simulated(seed, 2000, losses, 0.2))
+        assert (found.place, found.sure, found.lost) == (last, last, first)
+        assert found.not_in_order and all(first <= place < first + 20 for place in found.not_in_order)
+
+
+@pytest.mark.parametrize("images, chips, rare", [
+    (2000, 10, (0.31, 20)), (2000, 10, (0.35, 200)), (500, 4, (0.61, 50)), (1000, 36, (0.1, 20)), (1000, 36, (0.1, 200)),
+    (500, 2, (0.85, 20))])
+def test_kinds_of_chips_that_are_not_too_rare(images, chips, rare):
+    """Some chips lose most, others hardly any. Kinds that are more than `unseen` of all are in the chance of error."""
+    wrong = 0
+    for seed in range(300):
+        losses = slope(int(np.random.default_rng(seed).integers(20, 160)), 2)
+        found = find_last(losses, images, (chips, chips), simulated(seed, images, losses, 0.2, rare))
+        wrong += is_wrong(found, losses)
+    assert rare[0] >= found.unseen and wrong <= most_wrong(300)
+
+
+def test_a_kind_of_chip_that_is_rarer_may_be_unseen():
+    """Ten chips have none of a tenth with a chance of 35 %, and then say nothing of it."""
+    wrong = 0
+    for seed in range(300):
+        losses = slope(int(np.random.default_rng(seed).integers(20, 160)), 2)
+        found = find_last(losses, 1000, (10, 10), simulated(seed, 1000, losses, 0.2, (0.1, 200)))
+        wrong += is_wrong(found, losses)
+    assert found.unseen == pytest.approx(1 - 0.025**0.1) and most_wrong(300) < wrong <= most_wrong(300, 0.9**10 + 0.025)
+
+
+def test_more_chips_where_they_differ():
+    """By Fisher's distribution where only images differ from chip to chip."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=60)
+    alike = [sequential.differ(images + rng.normal(size=(10, 60))) for _ in range(2000)]
+    share = stats.f.sf(sequential.DIFFER, 9, 9 * 59)
+    assert stats.binom.ppf(1e-4, 2000, share) <= sum(alike) <= stats.binom.isf(1e-4, 2000, share)
+    assert not sequential.differ(np.ones((10, 1)))
+    for spread, most in ((0.0, 10), (1.0, 36)):
+        losses = np.full(20, LOSS)
+        found = find_last(losses, 1000, (10, 36), simulated(3, 1000, losses, spread))
+        assert max(seen.look.chips for seen in found.seen.values()) == most
 
 
 @pytest.mark.parametrize("of_all, right", [(5000, True), (500, False)])
@@ -137,34 +285,34 @@ def test_some_images_say_less_than_all(of_all, right):
     """One chip, 500 of 5,000 images: intervals are of all 5,000. Who takes the 500 for all images there are is mostly wrong."""
     wrong = 0
     for seed in range(100):
-        observe = simulated(seed, 5000, 100, 0.0, 2)
-        last = max(place for place in range(PLACES) if observe(place, Look(1, 5000)).mean() >= -LOSS)
-        found = LastKept(PLACES, looks_of(ends_of(500), 1), of_all, 0.05, observe, lambda mean: mean >= -LOSS, LOSS * (100 - LOSS)).find()
-        wrong += not found.sure <= last < found.lost
-    assert (wrong <= stats.binom.isf(1e-4, 100, 0.05)) == right
+        observe = simulated(seed, 5000, slope(100, 2), 0.0)
+        losses = [-observe(place, Look(1, 5000)).mean() for place in range(PLACES)]
+        wrong += is_wrong(find_last(losses, 500, (1, 1), observe, of_all=of_all), losses)
+    assert (wrong <= most_wrong(100)) == right
 
 
 def test_a_test_that_promises_less_is_wrong_more_often():
-    """So that the bound above is one: with a chance of error of 1 at each of 10 tests."""
+    """So that the bound above is one: with a chance of error of 0.4 at each of 30 tests."""
     wrong = 0
     for seed in range(100):
-        found = LastKept(PLACES, looks_of([44], 2), 359, 8.0, simulated(seed, 359, 100, 0.3, 3), lambda mean: mean >= -LOSS).find()
-        wrong += not found.sure <= 99 < found.lost
-    assert wrong > stats.binom.isf(1e-4, 100, 0.05)
+        losses = slope(100, 3)
+        wrong += is_wrong(find_last(losses, 359, (2, 2), simulated(seed, 359, losses, 0.3), error=24), losses)
+    assert wrong > most_wrong(100)
 
 
-@pytest.mark.parametrize("kept", range(6))
+@pytest.mark.parametrize("kept", [0, 1, 77, 199, 200])
 def test_exact_values_are_bisected(kept):
     """Ideal cells: with all images there is nothing left to chance."""
-    seen = []
-    found = LastKept(5, looks_of([4], 1), 4, 0.05, lambda place, look: np.full((1, 4), float(place < kept)), lambda mean: mean > 0.5,
-                     say=seen.append).find()
-    assert found.place == found.sure == kept - 1 and found.lost == kept and len(seen) == len(found.seen) <= 3
+    for options, most in (({"sides": False}, 8), ({"sides": False, "start": 70}, 9), ({}, 12 + 5 + 2)):
+        seen = []
+        found = LastKept(PLACES, [4], (1, 1), 4, 0.05, lambda place, look: np.full((1, 4), float(place < kept)), lambda mean: mean > 0.5,
+                         say=seen.append, **options).find()
+        assert found.place == found.sure == kept - 1 and found.lost == kept and len(seen) == len(found.seen) <= most + 2
 
 
 def test_where_a_mean_cannot_be_nothing_is_decided():
     """Of squares a mean is at least 0: an interval that reaches below is wider than all that could be known."""
-    found = LastKept(1, [Look(1, 3)], 6, 0.05, lambda place, look: np.array([[9.0, 1.0, 2.0]]), lambda mean: None if mean < 0 else mean < 3)
+    found = LastKept(1, [3], (1, 1), 6, 0.05, lambda place, look: np.array([[9.0, 1.0, 2.0]]), lambda mean: None if mean < 0 else mean < 3)
     assert found.find().seen[0].keeps is None and (found.sure, found.lost) == (-1, 1)
 
 
@@ -222,7 +370,7 @@ def test_a_limit_is_that_of_the_whole_table(find, trained):
     kept, lost, value = row["kept_for_sure"], row["lost_for_sure"], row["value"]
     assert kept <= value < lost and means[kept] >= 90 > means[lost] and means[value] >= 90 > means[value + 0.25]
     [csv_row] = csv.DictReader(open("save/limits.csv"))
-    assert {**csv_row, "value": float(csv_row["value"])} == {name: str(each) for name, each in row.items()} | {"value": value}
+    assert csv_row == {name: "" if each is None else str(each) for name, each in row.items()}
 
 
 def test_a_limit_goes_on_after_a_kill_and_is_there_the_second_time(find):
@@ -262,6 +410,8 @@ def test_bounds_that_no_value_keeps_or_each(find, capsys):
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=90", "--search", "3"], "--largest does not go with --search"),
     (["--largest", "adc_bits=8:16:8", "--adc_bits", "4", "--at_least", "accuracy=90"], "--adc_bits is given, and its limit"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "speed=90"], "--at_least speed=90: give NAME=VALUE with one of accuracy"),
+    (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=-1"], "--at_least accuracy=-1: accuracy % is at least 0 and at most 100"),
+    (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=software+1"], "a bound of 101: accuracy % is at least 0 and at most 100"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=9o"], "--at_least accuracy=9o: give NAME=VALUE"),
     (["--largest", "dac_bits=1:2:1", "--at_least", "accuracy=90", "--cost", "rram_32nm"], "--cost does not go with --largest"),
     (["--largest", "dac_bits=1:2:1", "--at_most", "accuracy=10"], "--at_most accuracy=10: more is better: give a bound such as --at_least"),

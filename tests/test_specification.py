@@ -223,6 +223,13 @@ def test_cells_of_the_table(changes, cell):
     assert cell in text and "9 test images; software: accuracy 90; at the most 6 chips" in text
 
 
+def test_what_the_table_says_below():
+    """What is not in order, and the kinds of chips that may be unseen."""
+    text = " ".join(specification_report.table([LIMIT | {"not_in_order": "1.5", "unseen_share": 0.602}]).split())
+    assert "scatter of cells, %, offset, accuracy=software-1: not in order: 1.5 not kept" in text
+    assert "holds for kinds of chips that are at least 60% of all" in text
+
+
 def test_picture(tmp_path):
     rows = [LIMIT, LIMIT | {"weights": "pair"}, LIMIT | {"quantity": "techA holds", "unit": "time"},
             LIMIT | {"quantity": "most rows", "unit": "rows", "value": 64}, LIMIT | {"quantity": "corner", "value": None}]

@@ -825,7 +825,8 @@ def test_bounds_of_a_search(evaluate, trained, capsys):
     assert {row["within_bounds"] for row in rows} == {"True", "False"}
     assert all((float(row["bits"]) <= 4) == (row["within_bounds"] == "True") for row in rows)
     assert all(float(row["bits"]) <= 4 for row in rows if row["front"] == "True")
-    for more, words in ((["--at_least", "accuracy=101"], "none of 6 settings is within the bounds; nearest is 1-bit cells"),
+    for more, words in ((["--at_most", "bits=0"], "none of 6 settings is within the bounds; nearest is 1-bit cells"),
+                        (["--at_least", "accuracy=101"], "--at_least accuracy=101: accuracy % is at least 0 and at most 100: give a bound"),
                         (["--at_least", "speed=1"], "--at_least speed=1: give NAME=VALUE with one of accuracy, "),
                         (["--objective", "speed"], "--objective speed: unknown, choose from accuracy, "),
                         (["--objective", "energy"], "--search: there is no energy without --cost")):

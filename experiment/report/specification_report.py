@@ -47,12 +47,20 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if quantities != {CORNER}:
         found.append("a (b, c): a by the mean of all that was measured; decided by tests are b, which keeps the bound, and c, which does "
                      f"not. Of each limit one of these two is wrong with a chance of {first['chance_of_error']:.0%} at most")
+        found += [unseen_text(max(shares))] if (shares := [row["unseen_share"] for row in there if row.get("unseen_share")]) else []
+        found += [f"{_name(row)}, {row['weights']}, {row['asked']}: not in order: {row['not_in_order']} not kept" for row in there
+                  if row.get("not_in_order")]
     if GATE in quantities:
         found.append(f"{GATE}: by a curve that is fitted to the ladder; --report with the flags of by_hand says how far it is off")
     if CORNER in quantities:
         found.append(f"{CORNER}: the {first['metric']} where each limit of cells, reads and ADCs is halved, all together; where no value "
                      "keeps the bound, half of the first one")
     return found + [f"left out: {row['quantity']}: {row['left_out']}" for row in rows if row["left_out"]]
+
+
+def unseen_text(share: float) -> str:
+    """Of which chips a limit holds. Args: share, of a kind of chip, of all of them."""
+    return f"what is decided holds for kinds of chips that are at least {share:.0%} of all; of a rarer kind none may have been seen"
 
 
 def _name(row: Mapping[str, Any]) -> str:

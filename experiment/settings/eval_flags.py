@@ -149,8 +149,9 @@ class Limits:
 
     largest: list[str] = option([], "the largest value of a flag of the hardware at which the network keeps a bound, such as "
                                 "--largest read_noise=0:20:0.1 --at_least accuracy=software-0.5. RESOLUTION may be 5log, steps of 5 %. A "
-                                "bisection measures some of the values, with as few chips and images as tell: at the most --chips (10) and "
-                                "all images. Each combination of the other flags has a limit of its own",
+                                "bisection measures some of the values, or all of few, with as few chips and images as tell: at the most "
+                                "--chips (10, or 36 where they differ) and all images. Each combination of the other flags has a limit of "
+                                "its own",
                                 metavar="FLAG=FIRST:LAST:RESOLUTION")
     smallest: list[str] = option([], "likewise the smallest value, of what is better with more, such as --smallest adc_bits=1:8:1",
                                  metavar="FLAG=FIRST:LAST:RESOLUTION")

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from models.quant.measuring.metrics import Scale
+from models.quant.measuring.metrics import Metric, OfTorchmetrics, Scale
 
 from ..program import flags
 from ..program.cli import UserError
@@ -134,6 +134,19 @@ def check(settings: EvalSettings) -> None:
 def example_of(metric: Scale) -> str:
     """A bound of this metric."""
     return f"--at_least {metric.name}=software-0.5" if metric.higher else f"--at_most {metric.name}=software*1.03"
+
+
+def check_range(text: str, bound: Bound, metric: Metric | OfTorchmetrics, software: float | None = None) -> None:
+    """Refuse a bound that the metric cannot have. Args: text, what says it; software, what the software has, None while that is not known.
+    Raises: UserError."""
+    (low, high), scale = metric.range, metric.scale
+    found = [bound.at(each) if bound.factor else bound.more for each in ((low, high) if software is None else (software,))]
+    if low <= max(found) and min(found) <= high:
+        return
+    ends = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+    loss = f"--at_least {scale.name}=software{bound.more:g}, if {-bound.more:g} may be lost"
+    raise UserError(f"{text}: {scale.head} is {' and '.join(ends)}: give a bound within, such as "
+                    f"{loss if scale.higher and not bound.factor and bound.more < 0 else example_of(scale)}")
 
 
 def bounds_of(settings: EvalSettings) -> list[tuple[str, Bound | None]]:

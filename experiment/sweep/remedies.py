@@ -123,4 +123,4 @@ def bound_for(bench: Bench) -> Bound:
     metric, bounds = bench.metric.scale, bounds_of(bench.settings)
     if len(bounds) != 1:
         raise UserError(f"--remedy needs one bound, and {len(bounds)} are given: {example_of(metric)}")
-    return bound_of_metric(*bounds[0], metric)
+    return bound_of_metric(*bounds[0], bench.metric)

@@ -30,7 +30,7 @@ from ..settings import per_layer
 from ..settings.chips import devices_of
 from ..settings.eval_flags import EvalSettings
 from ..settings.eval_settings import all_settings
-from ..settings.limits import Bound, bounds_of
+from ..settings.limits import Bound, bounds_of, check_range
 from .bench import Bench
 
 TOGETHER = 8  # settings that are proposed at a time, whatever the number of workers
@@ -355,7 +355,7 @@ def aims(settings: EvalSettings, metric: Metric | OfTorchmetrics) -> tuple[list[
         raise UserError(f"--search: the metric is called {metric.scale.name}, and so is another objective: give it another name")
     known = objectives_for(metric)
     objectives = list(dict.fromkeys(_objective(name, metric.scale, known) for name in settings.objective))
-    bounds = [known_bound(text, bound, metric.scale, known) for text, bound in bounds_of(settings)]
+    bounds = [known_bound(text, bound, metric, known) for text, bound in bounds_of(settings)]
     for name in (*objectives, *(bound.name for bound in bounds)):
         if known[name].needs == "--cost" and not settings.cost:
             raise UserError(f"--search: there is no {name} without --cost: give a technology, or see --cost list")
@@ -369,12 +369,15 @@ def _objective(name: str, metric: Scale, known: Iterable[str]) -> str:
     return name
 
 
-def known_bound(text: str, bound: Bound | None, metric: Scale, known: Iterable[str]) -> Bound:
+def known_bound(text: str, bound: Bound | None, metric: Metric | OfTorchmetrics, known: Iterable[str]) -> Bound:
     """A bound of something known; "accuracy" is whatever stands for it. Args: text, what says it. Raises: UserError for what cannot be."""
-    name = bound and (metric.name if bound.name == Scale().name else bound.name)
+    own = metric.scale.name
+    name = bound and (own if bound.name == Scale().name else bound.name)
     if name not in known:
         raise UserError(f"{text}: give NAME=VALUE with one of {', '.join(known)}; VALUE is a number, software, software-0.5 or "
                         "software*1.03")
-    if bound.factor and name != metric.name:
+    if bound.factor and name != own:
         raise UserError(f"{text}: the software has no {name} to compare with: give a number")
+    if name == own:
+        check_range(text, bound, metric)
     return replace(bound, name=name)

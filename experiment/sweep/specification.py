@@ -91,7 +91,7 @@ class Specification:
         """The limit of a quantity, looked for from where it was, or where that of another loss is; of times from the last one on, as most
         cells hold. None where it cannot be; `left_out` keeps why."""
         flags = self._beside(quantity, asked)
-        case = Case(quantity.span, asked.bound, flags, _known(flags), CHIPS)
+        case = Case(quantity.span, asked.bound, flags, _known(flags), (CHIPS, CHIPS))
         far = len(quantity.span.values) - 1 if quantity.unit == TIME else None
         near = next((limit.found.place for other, limit in before.items() if other.weights == asked.weights), far)
         start = self.starts.get((quantity.name, asked.weights, asked.text), near)
@@ -181,7 +181,7 @@ def asked_of(bench: Bench) -> list[Asked]:
             refused.append(error)
     if len(refused) == len(weights_for(of)):
         raise refused[0]
-    bounds = {text.partition(" ")[2]: bound_of_metric(text, bound, scale) for text, bound in bounds_for(of, scale)}
+    bounds = {text.partition(" ")[2]: bound_of_metric(text, bound, bench.metric) for text, bound in bounds_for(of, scale)}
     return [Asked(weights, *bound) for weights in weights_for(of) for bound in bounds.items()]
 
 

@@ -75,6 +75,7 @@ class Metric:
             such count.
         reference: a network whose outputs are the targets; None: targets come with the examples.
         needs_target: whether it cannot do without.
+        range: the lowest value that it can have, and the highest.
     Raises: ValueError for a name that no column can have.
     """
 
@@ -86,6 +87,7 @@ class Metric:
     predict: Callable[[Any, Any], Tensor] | None = None
     reference: nn.Module | None = None
     needs_target: bool = True
+    range: tuple[float, float] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
@@ -187,6 +189,7 @@ class OfTorchmetrics:
     whole: bool = False
     predict: None = None
     reference: None = None
+    range: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def scale(self) -> Scale:
@@ -354,10 +357,10 @@ def _decibels(mean: float) -> float:
     return min(-10 * math.log10(mean), EQUAL) if mean > 0 else EQUAL
 
 
-accuracy = Metric("accuracy", partial(_of_classes, _hits), "%", predict=_predictions)
-top5 = Metric("top5", partial(_of_classes, _hits_of_five), "%", predict=_predictions)
-cross_entropy = Metric("cross_entropy", partial(_of_classes, _entropies), "nat", higher=False)
-perplexity = Metric("perplexity", partial(_of_classes, _entropies), higher=False, value=_perplexity)
+accuracy = Metric("accuracy", partial(_of_classes, _hits), "%", predict=_predictions, range=(0, 100))
+top5 = Metric("top5", partial(_of_classes, _hits_of_five), "%", predict=_predictions, range=(0, 100))
+cross_entropy = Metric("cross_entropy", partial(_of_classes, _entropies), "nat", higher=False, range=(0, math.inf))
+perplexity = Metric("perplexity", partial(_of_classes, _entropies), higher=False, value=_perplexity, range=(1, math.inf))
 
 NAMED = {each.name.replace("_", ""): each for each in (accuracy, top5, cross_entropy, perplexity)}  # as `metric_of` compares names
 
@@ -367,4 +370,5 @@ def signal_to_error(model: nn.Module) -> Metric:
     own; 200 where they are the same. Raises: ValueError for what is no network."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"signal_to_error is against the outputs of a network, such as that in float; given is a {type(model).__name__}")
-    return Metric(AGAINST_FLOAT.name, _errors, AGAINST_FLOAT.unit, value=_decibels, reference=model, needs_target=False)
+    return Metric(AGAINST_FLOAT.name, _errors, AGAINST_FLOAT.unit, value=_decibels, reference=model, needs_target=False,
+                  range=(-math.inf, EQUAL))
