@@ -269,11 +269,13 @@ def test_ranges_are_chosen_anew_every_so_many_passes(adc_plan):
     assert all(torch.equal(getattr(fresh[4].crossbar, name), getattr(q[4].crossbar, name)) for name in ("adc_delta", "adc_gain"))
 
 
-def test_a_frozen_weight_is_named():
+def test_what_does_not_train_through_arrays_is_named():
     net, x = net_and_images()
     net[0].weight.requires_grad_(False)
-    with pytest.warns(RuntimeWarning, match=r"0\.weight do not train"):
-        convert(net, CrossbarSpec(4, 4), x, train="adc")
+    with pytest.warns(RuntimeWarning) as said:
+        convert(net, CrossbarSpec(4, 4), x, train="adc", skip=["4"])
+    assert [str(each.message) for each in said] == ["0.weight do not train, as they are frozen (requires_grad)",
+                                                    "4 are digital, and train as they are, without arrays"]
 
 
 @pytest.mark.parametrize(("train", "said"), [("adcs", "allowed are quantizers, adc, chips"), ("chips", "say which"),

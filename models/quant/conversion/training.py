@@ -229,9 +229,12 @@ def _batch_dim(network):
 
 def _say_what_does_not_train(network):
     layers = [layer for _, layer in crossbar_layers(network) if isinstance(layer, ConvertedLayer)]
-    frozen = sorted({layer.root.label for layer in layers if not layer.root.requires_grad})
-    computed = sorted({layer.root.label for layer in layers if layer.root.requires_grad and layer._w_codes is not None})
+    report = getattr(network, "crossbar_report", None)
+    frozen = {layer.root.label for layer in layers if not layer.root.requires_grad}
+    replaced = {layer.root.label for layer in layers if layer._w_codes is not None} - frozen
     for names, text in ((frozen, "do not train, as they are frozen (requires_grad)"),
-                        (computed, "do not train, as codes stand in their place (set_codes)")):
+                        (replaced, "do not train, as codes stand in their place (set_codes)"),
+                        (() if report is None else report.digital, "are digital, and train as they are, without arrays")):
         if names:
-            warnings.warn(f"{', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)} {text}", RuntimeWarning, 3)
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            warnings.warn(f"{shown} {text}", RuntimeWarning, 3)
