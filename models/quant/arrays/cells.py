@@ -101,7 +101,7 @@ class Chip:
     readout: Readout | None = None
     of_arrays: bool = False
     code_sums: Tensor | None = None
-    of: list[tuple] | None = None
+    of: str | None = None
 
     def fits(self, old: CrossbarSpec, new: CrossbarSpec) -> bool:
         """Whether the chip that was made for `old` hardware is one of `new`."""

@@ -1,9 +1,9 @@
 """What a layer has on its arrays: its hardware, ADC ranges and correction, weight codes and cells."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class OnArrays(KeepsTypes):
         self._w_codes = None
         self.chip: Chip | None = None  # None: ideal cells
         self.watch: Callable[..., None] | None = None  # is shown all codes that reach the arrays: `counts`
-        self.ranges_of: Any = None  # `version` of the weight that ADC ranges, plan and correction were chosen with; None: the next one used
+        self.ranges_of: str | None = None  # `version` of the weight that ADC ranges and correction were chosen with; None: the next one
         self._codes = Prepared()  # of the weight
         self._laid_out, self._prepared = Prepared(), Prepared()  # what the engine holds, and that with the scale of its sums
         self._spec = spec
@@ -220,9 +220,9 @@ class OnArrays(KeepsTypes):
         settings, numbers = (type(quantizer), quantizer.levels, quantizer.training), quantizer.numbers()
         return self._codes.get(settings, numbers, self.w_source, lambda: quantizer.codes(self._weight4().detach()))
 
-    def version(self) -> list[tuple]:
+    def version(self) -> str:
         """What tells the weight codes from others."""
-        return fingerprint([self._known_codes()])
+        return hashlib.sha256(fingerprint([self._known_codes()])[0][3]).hexdigest()
 
     def check_versions(self) -> None:
         """Compare the weight with the one that the chip was programmed with and that ADC ranges were chosen with. Warns where ranges, plan
