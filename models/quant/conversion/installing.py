@@ -126,7 +126,7 @@ def _bind_again(key, root, module, _):
     loaded = module._parameters[key]
     if loaded is not root:
         root.data = loaded.detach()
-        module._parameters[key] = root
+        setattr(module, key, root)  # recurrent layers of PyTorch keep a list of their weights beside
 
 
 def _plain_again(key, _, state_dict, prefix, *__):
