@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as tree
 
 from ..layers.eager import outside_graphs
+from ..layers.prepared import unchanged
 from .products import OTHERS, PRODUCTS, name_of, operands
+from .recurrent import RECURRENT
 
 # What takes a part of a weight, or the same in another shape or type: a product with it is one with the weight.
 PARTS = {"__getitem__", "bfloat16", "chunk", "contiguous", "double", "expand", "flatten", "float", "half", "index_select", "mT", "narrow",
@@ -104,6 +106,9 @@ class _Made(_Followed, Tensor):
 @outside_graphs
 def _call(func, args, kwargs):
     """Any function of PyTorch with a bound parameter, or what was made of it, among its arguments."""
+    if func in RECURRENT:
+        with unchanged():  # from one step to the next
+            return RECURRENT[func](*args, **kwargs)
     with torch._C.DisableTorchFunctionSubclass():
         if func in PRODUCTS:
             found = operands(func, args, kwargs, _has_a_layer)

@@ -146,8 +146,7 @@ def _choose(net, found: Trace, labels, skip, strict):
     if strict and refused:
         name, reason = next(iter(refused.items()))
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        whole = name.rpartition(".")[0] if reason == "a recurrent layer" else ""  # all of its weights are refused
-        raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{whole or name!r}], or "
+        raise ValueError(f"{name} cannot be put on crossbars: it is {reason}{more}. To keep it digital, give skip=[{name!r}], or "
                          "strict=False")
     # What is in no product, such as a head that serves in training, is digital anyway, and may be named.
     spared = {pattern for name in (*_never_used(net, found), *(place[0] for place in (*found.constant, *found.alone))) for pattern in skip

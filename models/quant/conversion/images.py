@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..layers.batches import Batch, batches_of, each, first_of, inputs_of_forward, length, tensors_of
 from ..layers.loaders import TARGETS, Take, inputs_of
@@ -14,7 +15,7 @@ def batches_of_images(images: Batch | Iterable[Any], net: nn.Module, dim: int, t
     """The images as a list of batches, on the network's device, in its type."""
     if images is None or isinstance(images, Tensor) and not images.dim():
         raise ValueError("there are no images to convert with; give a tensor [N, ...] of some of the training set, or batches of them")
-    whole = isinstance(images, (Tensor, Mapping))
+    whole = isinstance(images, (Tensor, Mapping, PackedSequence))
     given = list(inputs_of([images] if whole else images, net, take))
     for batch in given:
         _check(batch, dim)

@@ -79,8 +79,8 @@ def bind(net: nn.Module, layers: Mapping[Any, tuple[Product, CrossbarSpec | None
                 module.register_load_state_dict_post_hook(functools.partial(_bind_again, key, root))
                 module.register_state_dict_post_hook(functools.partial(_plain_again, key))
         root = roots[product.parameter]
-        layer = ConvertedLayer(product.form, root, product.path, product.weight, product.sources, spec or CrossbarSpec(8, 8), inputs,
-                               quantized=spec is not None)
+        layer = ConvertedLayer(product.form, root, product.path, product.weight, product.sources,
+                               spec or CrossbarSpec(8, 8, adc_range="ideal"), inputs, quantized=spec is not None)
         layer.to(parameter.device)
         layer.shared = product.calls > 1
         owner, key = owners[id(parameter)][0]
@@ -126,7 +126,7 @@ def _bind_again(key, root, module, _):
     loaded = module._parameters[key]
     if loaded is not root:
         root.data = loaded.detach()
-        module._parameters[key] = root
+        setattr(module, key, root)  # recurrent layers of PyTorch keep a list of their weights beside
 
 
 def _plain_again(key, _, state_dict, prefix, *__):

@@ -55,7 +55,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         super().__init__()
         self.form, self.path, self.encoding, self.quantized = form, path, encoding, quantized
         self._root = (root,)  # in a tuple: it is no parameter of this layer, nor are modules of the sources its children
-        self._sources = sources
+        self._sources, self._w_shape = sources, tuple(form.kernel(weight).shape)
         self.view = None if sources is not None or not path else (
             tuple(weight.shape), weight.stride(), weight.storage_offset() - root.storage_offset(), root.stride())
         self.register_buffer("made", None if sources is None else weight.detach().clone())
@@ -97,6 +97,11 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
     def weight(self) -> Tensor:
         """The weight `[out, in / groups, kh, kw]`, float32."""
         return self.form.kernel(self.operand).float()
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the weight codes, `[out, in / groups, kh, kw]`; asked for at each call, so not of a weight that is made anew."""
+        return self._w_shape
 
     @property
     def w_source(self) -> Tensor:
@@ -355,7 +360,7 @@ class ConvertedLayer(CrossbarLayer, nn.Module):
         """`run(codes)` with the numbers that the images of a part have for the noise of its reads: the network's images may be several of
         a layer each, planes or windows."""
         images, whole = len(part.codes), image_count()
-        several = images // whole if whole and images % whole == 0 else self.form.planes_of(x)
+        several = -(-images // whole) if whole else self.form.planes_of(x)  # rounded up: no two of a batch are alike
         with image_numbers(first_image() * several + part.image_shift):
             return run(part.codes)
 

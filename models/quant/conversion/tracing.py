@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..layers.batches import Batch, called, copied
 from .binding import step
 from .products import ADDED_TO, BETWEEN_ACTIVATIONS, CONVOLUTIONS, OTHERS, PRODUCTS, Form, name_of, operands, readings
+from .recurrent import RECURRENT
 
 SAMPLE = 2**14  # values of one call that are kept of a product's input
 UNREGISTERED = "a product with a parameter that no module of the network holds (give modules in a list to nn.ModuleList)"
@@ -138,6 +139,9 @@ class _Watcher(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func in RECURRENT:
+            with self:  # to see its products
+                return RECURRENT[func](*args, **kwargs)
         tensors = [leaf for leaf in tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
         self.inside, name = True, name_of(func)

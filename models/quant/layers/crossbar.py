@@ -165,14 +165,14 @@ class CrossbarLayer(OnArrays):
             return self._of_codes(codes, to_codes)
 
     def _check_channels(self, channels):
-        expected = self._weight4().shape[1] * self._geometry().groups
+        expected = self.w_shape[1] * self._geometry().groups
         if channels != expected:
             raise ValueError(f"the input has {channels} channels; {expected} are expected")
 
     def _output_size(self, codes):
         """Height and width of the output. Raises: see `of_codes`."""
         self._check_channels(codes.shape[3])
-        return self._geometry().output_size(*codes.shape[1:3], self._weight4().shape[2:])
+        return self._geometry().output_size(*codes.shape[1:3], self.w_shape[2:])
 
     def _of_codes(self, codes, to_codes):
         made = engine, layer, prepared, scale = self._prepare(codes.device)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 
 from .batches import Batch, inputs_of_forward, takes
 
@@ -30,6 +31,9 @@ def apart(batch: Any, network: nn.Module, take: Take | None = None) -> tuple[Bat
         if not isinstance(found, tuple) or len(found) != 2:
             raise ValueError(f"take returns a {type(found).__name__}; a tuple (inputs, target) is expected, with None for no target")
         return _plain(found[0]), found[1]
+    if any(isinstance(part, PackedSequence) for part in (batch, *(batch if isinstance(batch, (tuple, list)) else ()))):
+        raise ValueError("a batch has packed sequences, which cannot be cut into examples; give padded ones with their lengths, and let "
+                         "the network pack them")
     if isinstance(batch, Mapping):
         inputs = {key: value for key, value in batch.items() if key not in TARGETS}
         known = inputs_of_forward(network)

@@ -7,6 +7,7 @@ says so (`unchanged`).
 """
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -20,19 +21,23 @@ from ..kernels import checksum
 
 SMALL = 4096  # bytes that are compared as they are
 
-_block: dict["Prepared", Tensor] | None = None  # that of `unchanged` in which the program is: the weights that were seen there
+# The weights that were seen in the block of `unchanged` in which the program is.
+_block: contextvars.ContextVar[dict["Prepared", Tensor] | None] = contextvars.ContextVar("block", default=None)
 
 
 @contextlib.contextmanager
 def unchanged() -> Iterator[None]:
-    """Within the block what was found to hold is not looked at again: nobody changes numbers of a network in place."""
-    global _block
-    before, _block = _block, {}
+    """Within the block what was found to hold is not looked at again: nobody changes numbers of a network in place. A block within a
+    block is part of it."""
+    if _block.get() is not None:
+        yield
+        return
+    token = _block.set({})
     try:
         yield
     finally:
-        _block.clear()
-        _block = before
+        _block.get().clear()
+        _block.reset(token)
 
 
 class Prepared:
@@ -51,7 +56,7 @@ class Prepared:
 
         Args: any_weight, what was made of another weight will do as well.
         """
-        entry, block = self._entry, _block
+        entry, block = self._entry, _block.get()
         if entry is not None and entry[0] == settings and block is not None and entry[3] is block and _is_same(block.get(self), weight):
             return entry[2]
         seen = fingerprint(numbers if any_weight else [*numbers, weight])
