@@ -117,7 +117,7 @@ def say_what_is_measured(bench: Bench, log: logging.Logger) -> None:
              f"{settings.a_bits}-bit activations; {bench.looked_at}; {'CPU' if bench.device.type == 'cpu' else 'GPU'}")
     of_pixels = [] if bench.task else [
         says.normalization(shown.batches.mean, shown.batches.std, bench.others and bench.others.transform)]
-    for line in (*of_pixels, *bench.fillings):
+    for line in (*of_pixels, *bench.fillings, *says.on_off(settings)):
         log.info(line)
     if config.get("adc_aware"):
         text = f"trained through the ADC of {trained_for(config)}"

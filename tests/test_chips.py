@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_cells import linear, oracle_output
 from test_eval import CROSSBARS, FAST, SMALL, checkpoint, classes, network, refused, results, run, shown_images  # noqa: F401
 from test_eval import scene as small_networks  # noqa: F401
 
@@ -19,7 +20,7 @@ import models
 from experiment.inputs import data as datasets
 from experiment.settings import chips as chip_flags
 from experiment.measure import chip_files, keys
-from experiment.report import chip_report, report
+from experiment.report import chip_report, report, says
 from experiment.settings import eval_settings
 from experiment.settings.chips import DeviceSettings, chips_of
 from experiment.program.cli import UserError
@@ -86,6 +87,41 @@ def test_part_of_the_images_has_the_noise_of_its_numbers(scene):
 def test_chips_scatter_besides_what_their_device_has():
     chips = Chips(device=Device("a", "b", 0.0, 100.0, sigma_percent=4.0), sigma=3.0)
     assert chips.drawn.sigma_percent == 5 and replace(chips, sigma=0.0).drawn.sigma_percent == 4
+
+
+@pytest.mark.parametrize("cell_bits, ratio, engine", [(1, 2.0, "reference"), (2, 2.0, "numba"), (2, 11.0, "numba"), (4, 1.25, "reference")])
+def test_an_on_off_ratio_against_the_oracle(cell_bits, ratio, engine):
+    """`G_min / dG = (2^b - 1) / (r - 1)` levels are added to each cell, which a digital reference takes off behind the ADC."""
+    spec = CrossbarSpec(4, 4, cell_bits, 8, 32, reference="digital", adc_range="full")
+    layer, x = linear(spec, 6), torch.rand(9, 40, generator=torch.Generator().manual_seed(0))
+    chips = Chips(device=Device.preset("ideal"), on_off=ratio)
+    chips.check(layer)
+    chips.program(torch.nn.Sequential(layer), 0)
+    held, fraction = layer.w_codes()[:, :, 0, 0].T, 2**(8 if cell_bits <= 4 else 12 - cell_bits)
+    for k, bits in enumerate(layer.slice_bits):
+        off = round(fraction * (2**bits - 1) / (ratio - 1))
+        assert torch.equal(layer.cells().values[k, 0], fraction * (held >> cell_bits * k & 2**bits - 1).int() + off)
+    with quant.set_engine(engine), torch.no_grad():
+        assert torch.allclose(layer(x), oracle_output(layer, x).float(), rtol=1e-6, atol=1e-6)
+
+
+def test_an_on_off_ratio_of_ideal_cells_costs_only_what_the_reference_leaves(scene):
+    """An analog reference and pairs take the off-current out, bit for bit; a digital one does not, and a small range has more scatter."""
+    for spec in ({}, {"weights": "pair"}):
+        ideal = measured(scene, None, spec=spec)
+        assert torch.equal(measured(scene, Device.preset("ideal"), on_off=2.0, spec=spec).predictions, ideal.predictions)
+    spec, own = {"reference": "digital"}, Device("own", "here", 50.0, 100.0)
+    wide, narrow = (measured(scene, Device.preset("ideal"), on_off=ratio, spec=spec) for ratio in (1e6, 2.0))
+    assert torch.equal(wide.predictions, measured(scene, None, spec=spec).predictions)
+    assert torch.equal(narrow.predictions, measured(scene, own, spec=spec).predictions)
+    assert not torch.equal(narrow.predictions, wide.predictions)
+    scattered = Device("wide", "here", 0.0, 100.0, sigma_us=3.0)
+    assert Chips(device=scattered, on_off=2.0).drawn.reach(2) == pytest.approx(3 + 6 * 3 / (50 / 3))
+
+
+def test_an_on_off_ratio_decides_a_result_and_older_results_have_none():
+    usual, narrow = (Setting(chips=Chips(device=Device.preset("ideal"), on_off=ratio, sigma=1.0)) for ratio in (None, 10.0))
+    assert "on_off" not in keys.of_setting(usual)["chips"] and keys.of_setting(narrow) != keys.of_setting(usual)
 
 
 @pytest.mark.parametrize("spec", [{}, {"adc_range": "full"}, {"adc_range": "ideal", "adc_bits": 1}, {"cell_bits": 3}])
@@ -335,6 +371,7 @@ def test_cells_that_the_grid_does_not_hold_are_refused_before_any_work(refused, 
     ({"device": "techA", "device_temp": 100.0}, "techA at 7165s and 100 C"),
     ({"device": "neurram_chip", "stuck_on": 0.01, "adc_noise": 0.5, "wire_ohm": 1.0},
      "neurram_chip, stuck_on 0.01, adc_noise 0.5, wire_ohm 1 ohm"),
+    ({"on_off": 10.0}, "ideal, on_off 10"),
     ({"sigma": 2.5}, "ideal, sigma 2.5 %"), ({"device": "techA", "sigma": 1.0}, "techA at 0s, sigma 1 %"),
     ({"device": "milo_irps21", "read_noise": 0.2, "reference_cells": "ideal"},
      "milo_irps21, read_noise 0.2 uS, reference_cells ideal"),
@@ -395,7 +432,8 @@ BY_HAND = {  # flags of a chip: of what device, with what, on what hardware it i
     "--driver_ohm 2000": ({}, {"wires": Wires(driver_ohm=2000.0)}, {}),
     "--wire_ohm 200 --access gate": ({}, {"wires": Wires("gate", 200.0)}, {}),
     "--device_time 100000 --reference_cells ideal": ({"time": 1e5}, {"reference_cells": "ideal"}, {}),
-    "--weights pair": ({}, {}, {"weights": "pair"})}
+    "--weights pair": ({}, {}, {"weights": "pair"}), "--on_off 2": ({"g_min": 236.25 / 2}, {}, {}),
+    "--on_off 2 --reference digital": ({"g_min": 236.25 / 2}, {}, {"reference": "digital"})}
 
 
 def test_every_flag_of_a_chip_against_networks_programmed_by_hand(run, checkpoint, scene):  # noqa: F811
@@ -452,6 +490,29 @@ def test_a_folder_of_samples_by_any_of_its_names(tmp_path):
     for name in ("", "none/level{W}_raw.npy"):
         with pytest.raises(UserError, match="^--device " + re.escape(name) + f": there is no preset and no file {name!r}; presets are"):
             chips_of({"device": name})
+
+
+def test_on_off_ratios_in_a_table(run, checkpoint):  # noqa: F811
+    """Rows, a picture, costs of the cells that there are, and the remark where the ratio makes no difference."""
+    Path("own.py").write_text("from models.quant import Device\n\n\ndef half():\n    return Device('half', 'here', 50.0, 100.0)\n")
+    flags = [*FLAGS, "--rows", "16", "--cost", "rram_32nm", "--reference"]
+    records, _, text = run(checkpoint, *flags, "analog", "digital", "--on_off", "2", "50", "--also",
+                           f"{' '.join(FLAGS[2:6])} --rows 16 --reference digital --device own.py:half")
+    assert [(r["reference"], r["on_off"]) for r in records[1:]] == [
+        ("analog", 2), ("analog", 50), ("digital", 2), ("digital", 50), ("digital", None)]
+    assert records[1]["accuracy"] == records[2]["accuracy"] and records[3]["accuracy"] == records[5]["accuracy"]
+    assert records[3]["energy_uJ"] == records[5]["energy_uJ"] > records[4]["energy_uJ"]
+    assert "on/off ratio: an analog reference and pairs take the off-current out" in text
+    assert Path("save/accuracy_over_on_off.png").exists()
+    assert "on/off ratio" not in run(checkpoint, *flags, "digital", "--on_off", "2")[2]
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--smallest", "on_off=2:4:1"], True), (["--smallest", "on_off=2:4:1", "--reference", "digital"], False),
+    (["--smallest", "adc_bits=2:4:1", "--on_off", "3"], True), (["--smallest", "adc_bits=2:4:1"], False)])
+def test_the_remark_on_on_off_ratios_of_limits(flags, said, checkpoint):  # noqa: F811
+    of, _ = eval_settings.parse(["--resume", checkpoint, "--at_least", "accuracy=9", *flags])
+    assert bool(says.on_off(of)) == said
 
 
 def test_files_of_one_name_are_two_devices(run, checkpoint, caplog):  # noqa: F811
@@ -525,6 +586,11 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device_time", "1h", "--sigma", "2"], ["--device_time is for the cells of a device"]),
     (["--read_noise", "device"], ["--device ideal: ideal has no read noise of its own; give read_noise in uS"]),
     (["--sigma", "-1"], ["--sigma: -1 is not a number from 0 up"]),
+    (["--on_off", "1"], ["--on_off: 1 is not a number above 1"]), (["--on_off", "inf"], ["--on_off: inf is not a number above 1"]),
+    (["--device", "techA", "--on_off", "100"], ["--on_off 100: techA has no data at 2.3625 uS; it covers 3.75 to 236.25 uS"]),
+    (["--device", "winbond_asu_2bit", "--on_off", "9"], ["--on_off 9: winbond_asu_2bit has 4 levels of its own, from 0.75 to 136.65 uS"]),
+    (["--device", "own.csv", "--on_off", "9"], ["--on_off 9: own has 2 levels of its own, from 1 to 10 uS, and so its own ratio; leave"]),
+    (["--on_off", "1.00000001", "--reference", "digital"], ["ideal: cells of 1 bits lie up to 1e+08 levels from 0 uS"]),
     (["--sigma", "1e5"], ["ideal: cells of 1 bits lie up to 6e+03 levels from the lowest one"]),
     *[([f"--{name}", value], [f"--{name} is for the cells of a device: add --device NAME"]) for name, value in (
         ("access", "gate"), ("chips", "2"), ("chip_seed", "1"), ("noise_seed", "1"), ("calib_on", "chip"), ("reference_cells", "ideal"))],
@@ -538,6 +604,7 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
 ])
 def test_bad_input_of_devices_is_one_line(flags, words, refused, checkpoint):  # noqa: F811
     Path("bad.csv").write_text("a,b\n1,2\n")
+    Path("own.csv").write_text("level,conductance_uS,std_uS\n0,1,0.1\n1,10,1\n")
     Path("bytes.csv").write_bytes(bytes(range(256)))
     Path("empty").mkdir()
     refused(["--resume", checkpoint, *flags], *words)

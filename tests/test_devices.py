@@ -112,6 +112,23 @@ def test_every_preset_loads_draws_and_is_described():
     assert "level order uncertain" in next(line for line in lines if line.startswith("winbond_asu_2bit"))
 
 
+@pytest.mark.parametrize("name, ratio", [("ideal", 10), ("rram_wan", 400), ("rram_wan", 2), ("techA", 5), ("techC_cells", 5)])
+def test_an_on_off_ratio_keeps_the_highest_level(name, ratio):
+    """And scatter and drift are the law's at the new levels."""
+    preset = Device.preset(name)
+    device, g = preset.with_on_off(ratio), preset.g_max / ratio
+    assert device.levels(2) == pytest.approx([g + level * (preset.g_max - g) / 3 for level in range(4)])
+    within = device.levels(2) + 0.0
+    assert device.sigma(within) == pytest.approx(preset.sigma(within)) and device.mean(within) == pytest.approx(preset.mean(within))
+
+
+def test_measured_rows_keep_their_on_off_ratio(tmp_path):
+    lines = [f"{code},{10 + 3 * (code >> 1)},{10 + 3 * (code & 1)}" for code in range(4)]
+    device = Device.read(write(tmp_path, "weight_level,cell0,cell1\n" + "\n".join(lines) + "\n"))
+    with pytest.raises(ValueError, match="on_off 5: .* levels of its own, from 10 to 13 uS, and so its own ratio; leave on_off out"):
+        device.with_on_off(5)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 @pytest.mark.parametrize("name", ["ideal", "techC"])
 def test_cells_have_sigma_percent_besides(name, bits):

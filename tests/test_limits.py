@@ -69,7 +69,8 @@ def test_bounds_that_the_metric_cannot_have(metric, text, software, words):
 
 
 @pytest.mark.parametrize("text, values", [
-    ("adc_noise=0:1:0.25", (0, 0.25, 0.5, 0.75, 1)), ("rows=16:64:16", (16, 32, 48, 64)), ("subArray=1:3:1", (1, 2, 3)),
+    ("adc_noise=0:1:0.25", (0, 0.25, 0.5, 0.75, 1)), ("rows=16:64:16", (16, 32, 48, 64)), ("on_off=2:4:0.5", (2, 2.5, 3, 3.5, 4)),
+    ("subArray=1:3:1", (1, 2, 3)),
     ("adc_bits=1:2:0.5", (1, 1.5, 2)), ("device_time=1min:3min:1min", (60, 120, 180)), ("stuck_off=0.01:0.04:100log", (0.01, 0.02, 0.04)),
     ("rows=1:16:100log", (1, 2, 4, 8, 16)), ("rows=4:6:10log", (4, 5, 6)), ("device_time=1s:1min:500log", (1, 6, 36))])
 def test_spans(text, values):

@@ -73,13 +73,14 @@ def span(kind: Number, argument: str) -> list:
     if ":" not in argument:
         return [kind(argument)]
     try:
-        first, last, step = ([kind(part) for part in argument.split(":")] + [1])[:3]
-        numbers = argument.count(":") < 3 and all(isinstance(end, (int, float)) for end in (first, last, step))
-    except argparse.ArgumentTypeError:
+        first, last, *more = argument.split(":")
+        first, last, step = kind(first), kind(last), kind.read(more[0]) if more else 1  # a difference may be of any size
+        numbers = len(more) < 2 and all(isinstance(end, (int, float)) for end in (first, last, step))
+    except (ValueError, argparse.ArgumentTypeError):
         numbers = False
     if not numbers:
         raise argparse.ArgumentTypeError(f"{argument} is not a span FIRST:LAST or FIRST:LAST:STEP; each is {kind.text}")
-    if first > last or step <= 0:
+    if first > last or not 0 < step < math.inf:
         raise argparse.ArgumentTypeError(f"{argument} is an empty span; FIRST:LAST:STEP goes up, from the first to the last")
     count = int((last - first) / step + 1e-9) + 1
     if argument.count(":") == 1 and count > MOST_WITHOUT_STEP:  # two times, in seconds

@@ -20,6 +20,7 @@ from .tables import in_common, text_table
 
 SWEPT = {"device_time": "time since the first read or programming", "device_temp": "temperature (C)",
          "sigma": "deviation of every cell (% of the range of levels)",
+         "on_off": "on/off ratio of the cells",
          "stuck_on": "probability that a cell is stuck on", "stuck_off": "probability that a cell is stuck off",
          "read_noise": "read noise of a cell (uS)", "adc_noise": "noise of the ADC (levels)",
          "adc_offset": "deviation of ADC offsets (levels)", "adc_gain": "relative deviation of ADC gains",

@@ -7,10 +7,23 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from models.quant import Qconv2dDoreFa, crossbar_layers
+from models.quant import CrossbarSpec, Qconv2dDoreFa, crossbar_layers
 from models.quant.arrays.spec import MAPPINGS
 from models.quant.measuring.setting import Setting
 from models.quant.network.filling import filling, together
+
+from ..settings.eval_flags import EvalSettings
+from ..settings.limits import spans_of
+
+
+def on_off(of: EvalSettings) -> list[str]:
+    """A line where an on/off ratio is asked for and an analog reference, or pairs, take the off-current out."""
+    named = "on_off" in {*of.hardware, *(span.flag for span in spans_of(of))}
+    analog = named and CrossbarSpec.reference in of.hardware.get("reference", [CrossbarSpec.reference])
+    in_rows = any(getattr(setting.chips, "on_off", None) and setting.spec.reference == CrossbarSpec.reference for setting in of.settings)
+    return ["on/off ratio: an analog reference and pairs take the off-current out. With them ideal cells give the same at any ratio, and "
+            "errors in uS grow as the range of the levels shrinks; --reference digital has the off-current in its reads"
+            ] if in_rows or analog and not of.settings else []
 
 
 def normalization(mean: Sequence[float], deviation: Sequence[float], transform: Any = None) -> str:

@@ -82,7 +82,7 @@ class Costs:
         """The costs of a network that is on a setting, calibrated; None for the software and settings without an ADC."""
         if setting is None or not self._has(network):
             return None
-        return estimate(self.counts, network, self.technology, setting.chips and setting.chips.device)
+        return estimate(self.counts, network, self.technology, setting.chips and setting.chips.drawn)
 
     def _has(self, network: nn.Module) -> bool:
         return self.technology is not None and any(layer.spec.adc_range != "ideal" for _, layer in quant.crossbar_layers(network))

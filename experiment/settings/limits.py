@@ -104,7 +104,7 @@ def _ends(flag: str, kind: Number, text: str) -> tuple[float, float, float, bool
     of_share = parts[-1].endswith("log")
     try:
         first, last = map(kind, parts[:-1])
-        step = float(parts[-1].removesuffix("log")) if of_share else kind(parts[-1])
+        step = float(parts[-1].removesuffix("log")) if of_share else kind.read(parts[-1])  # a difference, of any size
         numbers = all(isinstance(each, (int, float)) for each in (first, last, step))
     except (ValueError, argparse.ArgumentTypeError):
         numbers = False

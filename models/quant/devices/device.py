@@ -102,6 +102,19 @@ class Device:
 
     preset = read = load  # as older scripts call it
 
+    def with_on_off(self, ratio: float) -> Device:
+        """The device with `G_min = G_max / ratio` and levels evenly spaced from there on; mean, scatter and drift are the law's there.
+
+        Raises: ValueError for a device with measured levels, which have a ratio of their own, and where the law does not reach so far.
+        """
+        if self.level_values is not None:
+            raise ValueError(f"on_off {ratio:g}: {self.name} has {len(self.level_values)} levels of its own, from {self.g_min:g} to "
+                             f"{self.g_max:g} uS, and so its own ratio; leave on_off out")
+        try:
+            return replace(self, g_min=self.g_max / ratio)
+        except ValueError as error:
+            raise ValueError(f"on_off {ratio:g}: {error}") from None
+
     def levels(self, bits: int) -> np.ndarray:
         """Nominal conductances `G_l`, uS, float64 `[2^bits]`, rising.
 

@@ -21,6 +21,7 @@ from ..network.program import MOST_LEVELS, MOST_MISMATCH, check_chip, check_circ
 
 LEVELS = Numbers(float, f"a number from 0 to {MOST_LEVELS:g}", lambda value: 0 <= value <= MOST_LEVELS)
 MISMATCH = Numbers(float, f"a share from 0 to {MOST_MISMATCH:g}", lambda value: 0 <= value <= MOST_MISMATCH)
+ABOVE_1 = Numbers(float, "a number above 1", lambda value: 1 < value < math.inf)
 NOISE = Numbers(float, "device, or a number of uS from 0 up", lambda value: 0 <= value < float("inf"), {"device": "device"})
 
 
@@ -42,6 +43,9 @@ class Reads:
     sigma: float = number(0.0, "standard deviation of every cell, per cent of the range from its lowest to its highest level: "
                           "Gaussian, drawn once for a chip, in addition to the device's own scatter", FROM_0, of="cells", unit=" %",
                           younger=True)
+    on_off: float | None = number(
+        None, "on/off ratio: the lowest level has G_min = G_max / ratio, where the device's data reach so far. An analog reference and "
+        "pairs take the off-current out. Default: that of the device", ABOVE_1, of="cells", younger=True)
     read_noise: float | str | None = number(
         None, "standard deviation s of a cell at each read, uS. A read gets the noise N(0, s^2 sum a^2), and that of its reference "
         "cells. device: the law of the device's data. Default: none", NOISE, of="reads", unit=" uS")
@@ -106,10 +110,11 @@ class Chips(Draws, Reads):
 
     @functools.cached_property
     def drawn(self) -> Device:
-        """The device with the scatter and the noise of these chips."""
+        """The device with the on/off ratio, the scatter and the noise of these chips."""
+        device = self.device if self.on_off is None else self.device.with_on_off(self.on_off)
         noise = {"read_noise": "device"} if self.read_noise == "device" else {}  # that which its data give
-        scatter = math.hypot(self.device.sigma_percent, self.sigma)  # the variances of both add
-        return replace(self.device, **noise, **({"sigma_percent": scatter} if self.sigma else {}))
+        scatter = math.hypot(device.sigma_percent, self.sigma)  # the variances of both add
+        return replace(device, **noise, **({"sigma_percent": scatter} if self.sigma else {}))
 
     def _key(self) -> tuple:
         values = (getattr(self.device, field.name) for field in fields(Device))

@@ -70,7 +70,7 @@ def check_chips(network: nn.Module, setting: Setting) -> None:
         setting.chips.check(layer)
         cells, nominal = layer.ideal_cells(), None
         if layer.spec.reference == "digital":  # which sees the off-current
-            cells = nominal = cells.raised(off_currents(layer, setting.chips.device))
+            cells = nominal = cells.raised(off_currents(layer, setting.chips.drawn))
         layer.set_cells(cells, nominal, None)  # engines are chosen as for the chip's
 
 

@@ -134,9 +134,10 @@ def check_chip(layer: CrossbarLayer, device: Device, wires: Wires | None = None,
     layer.check_reads(gate and wires.resist, any(device.cell_noise(bits)[1] for bits in layer.slice_bits))
     for bits in layer.slice_bits:
         most = LARGEST_CELL >> fraction_bits(layer.cell_spec.cell_bits)
-        if device.reach(bits) >= most:
-            raise ValueError(f"{device.name}: cells of {bits} bits lie up to {device.reach(bits):.3g} levels from the lowest one, a level "
-                             f"being {device.step(bits):.3g} uS; the grid holds {most}")
+        off = device.levels(bits)[0] / device.step(bits) if spec.reference == "digital" else 0.0  # the off-current, see `off_currents`
+        if (reach := device.reach(bits) + off) >= most:
+            raise ValueError(f"{device.name}: cells of {bits} bits lie up to {reach:.3g} levels from {'0 uS' if off else 'the lowest one'}"
+                             f", a level being {device.step(bits):.3g} uS; the grid holds {most}")
         device.cell_noise(bits)
     if device.stuck_mask is not None:
         faults.check_mask(device.stuck_mask, 2 if spec.weights == "pair" else 1)
