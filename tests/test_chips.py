@@ -586,7 +586,8 @@ def test_a_list_of_devices_needs_no_checkpoint(capsys):
     (["--device_time", "1h", "--sigma", "2"], ["--device_time is for the cells of a device"]),
     (["--read_noise", "device"], ["--device ideal: ideal has no read noise of its own; give read_noise in uS"]),
     (["--sigma", "-1"], ["--sigma: -1 is not a number from 0 up"]),
-    (["--on_off", "1"], ["--on_off: 1 is not a number above 1"]), (["--on_off", "inf"], ["--on_off: inf is not a number above 1"]),
+    (["--on_off", "1:3:1"], ["--on_off: 1:3:1 is not a span"]), (["--on_off", "1"], ["--on_off: 1 is not a number above 1"]),
+    (["--on_off", "inf"], ["--on_off: inf is not a number above 1"]),
     (["--device", "techA", "--on_off", "100"], ["--on_off 100: techA has no data at 2.3625 uS; it covers 3.75 to 236.25 uS"]),
     (["--device", "winbond_asu_2bit", "--on_off", "9"], ["--on_off 9: winbond_asu_2bit has 4 levels of its own, from 0.75 to 136.65 uS"]),
     (["--device", "own.csv", "--on_off", "9"], ["--on_off 9: own has 2 levels of its own, from 1 to 10 uS, and so its own ratio; leave"]),
@@ -613,9 +614,9 @@ def test_bad_input_of_devices_is_one_line(flags, words, refused, checkpoint):  #
 def test_flags_are_the_fields(monkeypatch):
     values = eval_settings.flags.parse(eval_settings.build_parser(), [
         "--device", "techA", "techB", "--device_time", "1h", "10s", "--read_noise", "device", "0.5", "--chips", "4", "--calib_on", "chip",
-        "--wire_ohm", "1", "32nm", "--device_temp", "-40", "25"])
+        "--wire_ohm", "1", "32nm", "--device_temp", "-40", "25", "--on_off", "2:3:0.5"])
     assert values == {"device": ["techA", "techB"], "device_time": [3600.0, 10.0], "read_noise": ["device", 0.5], "chips": 4,
-                      "calib_on": "chip", "wire_ohm": [1.0, 1.3], "device_temp": [-40.0, 25.0]}
+                      "on_off": [2.0, 2.5, 3.0], "calib_on": "chip", "wire_ohm": [1.0, 1.3], "device_temp": [-40.0, 25.0]}
     made = DeviceSettings(device="techA", device_time=3600.0, stuck_on=0.25).made()
     assert (made.time, made.stuck_on, np.isfinite(made.sigma(100.0))) == (3600.0, 0.25, True)
     without = DeviceSettings(device="stuck_at_chen", stuck_on=0.0).made()  # faults of a preset that are said to be none

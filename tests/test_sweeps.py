@@ -696,7 +696,7 @@ def test_ranges_of_another_rule_take_the_place_of_an_entry():
 
 @pytest.mark.parametrize("flags_, words", [
     (["--adc_bits", "8:3"], "argument --adc_bits: 8:3 is an empty span; FIRST:LAST:STEP goes up"),
-    (["--adc_bits", "3:8:0"], "3:8:0 is an empty span"),
+    *[(["--adc_bits", f"3:8:{step}"], f"3:8:{step} is an empty span") for step in ("0", "nan", "inf")],
     (["--device", "rram_wan", "--device_time", "1h:3h"], "1h:3h has 7201 values with a step of 1; say the step: FIRST:LAST:STEP"),
     (["--adc_bits", "1:2:3:4"], "1:2:3:4 is not a span FIRST:LAST or FIRST:LAST:STEP; each is a number from 0 up"),
     (["--cell_bits", "1:"], "argument --cell_bits: 1: is not a span FIRST:LAST or FIRST:LAST:STEP; each is a whole number from 1 up"),
