@@ -80,7 +80,7 @@ from experiment.sweep.limits import cases_of, find_limits
 from experiment.sweep.parts import check_numbers, parts_of
 from experiment.sweep.worklist import Job, Worklist
 from experiment.sweep.remedies import Remedies, bound_for
-from experiment.sweep.specification import Specification, asked_of, starts_of
+from experiment.sweep.specification import Specification, asked_of, sheet_of
 from experiment.sweep.search import Search, check_search, validation_bench
 from experiment.settings.train_settings import trained_for
 from experiment.sweep.workers import Pool, check_workers
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
         if first.specify:
             asked_of(bench)
         if first.refine:
-            starts_of(bench)
+            sheet_of(bench)
         if not first.dry_run and distributed.is_first():
             check_folders(bench.settings)
     with logging_to(first) as log, Pool([*benches, *choosing], first.workers) as pool:

@@ -34,7 +34,7 @@ from models.quant.devices.times import show_time
 from models.quant.measuring import chips as measured_chips
 from models.quant.measuring.chips import Chips
 from models.quant.measuring.measure import Cache, Record, measure, of_chips
-from models.quant.measuring.placing import place, program
+from models.quant.measuring.placing import check_chips, place, program
 from models.quant.measuring.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,6 +117,15 @@ def test_an_on_off_ratio_of_ideal_cells_costs_only_what_the_reference_leaves(sce
     assert not torch.equal(narrow.predictions, wide.predictions)
     scattered = Device("wide", "here", 0.0, 100.0, sigma_us=3.0)
     assert Chips(device=scattered, on_off=2.0).drawn.reach(2) == pytest.approx(3 + 6 * 3 / (50 / 3))
+
+
+def test_engines_are_chosen_for_cells_with_their_off_current(scene):
+    """3 levels of 2-bit cells at a ratio of 2."""
+    one = setting(Device.preset("ideal"), spec={"reference": "digital"}, on_off=2.0)
+    place(scene[0], one)
+    check_chips(scene[0], one)
+    for _, layer in quant.crossbar_layers(scene[0]):
+        assert torch.equal(layer.cells().values, layer.ideal_cells().values + 3 * 256)
 
 
 def test_an_on_off_ratio_decides_a_result_and_older_results_have_none():

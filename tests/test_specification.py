@@ -5,7 +5,10 @@ import itertools
 import json
 import re
 import shlex
+import signal
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_eval import scene, without_pictures  # noqa: F401
@@ -18,6 +21,7 @@ from experiment.settings import specification as asked
 from experiment.settings.eval_settings import parse
 from experiment.settings.limits import bound_of, span_of
 from experiment.sweep import bench, specification
+from experiment.sweep.worklist import show_seconds
 from models.quant.measuring.metrics import Scale
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,14 +45,15 @@ def test_quantities(trained):  # noqa: F811
     found = {each.name: each for each in asked.quantities_for(settings_of(trained, "--specify"))}
     flags = {each.span.flag for each in found.values()}
     assert flags == {"sigma", "stuck_on", "stuck_off", "read_noise", "wire_ohm", "adc_noise", "adc_offset", "adc_gain", "adc_inl",
-                     "adc_dnl", "adc_bits", "rows", "device_time"}
+                     "adc_dnl", "adc_bits", "rows", "device_time", "on_off"}
+    assert [*found][:3] == ["fewest ADC bits", "scatter of cells", "read noise"]  # the most asked
     assert found["scatter of cells"].span.values[:3] == (0.1, 0.15, 0.225) and found["scatter of cells"].span.values[-1] <= 50
     assert found["techA holds"].span.values[0] == 0.01 and 5e4 < found["techA holds"].span.values[-1] <= 1e5
     assert found["pcm holds"].span.values[0] == 20 and found["pcm holds"].span.values[-1] > 1e8  # a law, which has no end
     assert not {"ideal holds", "rram_wan_crosssim holds", "neurram_chip holds"} & {*found}
     assert [found[f"wires, {access}"].flags for access in ("voltage", "gate")] == [{"access": ["voltage"]}, {"access": ["gate"]}]
     fine = asked.quantities_for(settings_of(trained, "--specify", "--refine"))
-    assert fine[0].span.values[:3] == (0.1, 0.11, 0.121) and [each.name for each in fine] == [*found]
+    assert fine[1].span.values[:3] == (0.1, 0.11, 0.121) and [each.name for each in fine] == [*found]
     [retention] = [each for each in asked.quantities_for(settings_of(trained, "--specify", "--device", "techC")) if each.unit == "time"]
     assert retention.flags == {"device": ["techC"]} and retention.span.values[-1] == 1e5
     hot = settings_of(trained, "--specify", "--device", "winbond_asu_2bit", "--device_temp", "85")
@@ -73,14 +78,16 @@ def test_bounds(trained):  # noqa: F811
 @pytest.fixture
 def sheet(trained, monkeypatch):  # noqa: F811
     """sheet(flags..., stop=n): the rows of specification.json of few quantities, and how many settings were measured, of which the n-th is
-    interrupted."""
+    interrupted by Ctrl-C, or by another signal."""
 
-    def sheet(*flags, stop=None, quantities=FEW):
+    def sheet(*flags, stop=None, by=None, quantities=FEW):
         measured, real = [], bench.measure
 
         def spy(*args, **options):
             measured.append(args[3])
             if len(measured) == stop:
+                if by:
+                    signal.raise_signal(by)
                 raise KeyboardInterrupt
             return real(*args, **options)
 
@@ -133,13 +140,25 @@ def test_a_sheet_is_what_its_flags_give_by_hand(sheet, trained, monkeypatch, cap
     assert "gain of ADC, share" in page and "energy there" in text and "90 of 359 test images of digits; software: accuracy 100" in page
 
 
-def test_a_sheet_goes_on_after_a_kill_and_is_there_the_second_time(sheet):
-    with pytest.raises(KeyboardInterrupt):
-        sheet(*BOUNDS[:2], stop=12)
-    rows, rest = sheet(*BOUNDS[:2])
-    again, none = sheet(*BOUNDS[:2])
-    assert again == rows and rest and not none
-    assert {row["quantity"] for row in rows} == {*(each.name for each in FEW), specification_report.CORNER}
+@pytest.mark.parametrize("by, error", [(None, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_what_is_known_is_shown_when_a_sheet_is_interrupted_and_it_goes_on(sheet, capsys, by, error):
+    """By Ctrl-C and by kill. The limits of the part are those of the whole, and nothing is measured twice."""
+    flags = [*BOUNDS[:2], "--adc_bits", "6"]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(error) as ended:
+        sheet(*flags, stop=25, by=by)
+    assert not by or ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+    *part, rest = json.loads(Path("save/specification.json").read_text())
+    assert rest["quantity"] == "the rest"
+    assert re.fullmatch(r"interrupted after [1-5] of 6 limits; the same command goes on", rest["left_out"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"left out: the rest: {rest['left_out']}" in text and re.search(r"; 1 of 6, about \S+ s left", text)
+    rows, more = sheet(*flags)
+    assert all(row.items() >= known.items() for row, known in zip(rows, part)) and more and len(rows) == 8
+    capsys.readouterr()
+    again, none = sheet(*flags)
+    assert again == rows and not none and " left" not in capsys.readouterr().out.replace("left out", "")
 
 
 def test_a_sheet_is_refined(sheet, monkeypatch):
@@ -160,6 +179,86 @@ def test_a_sheet_is_refined(sheet, monkeypatch):
         assert first["value"] * 0.75 <= row["value"] < 2 * first["value"]
 
 
+def test_a_sheet_that_is_not_all_refined_keeps_the_other_limits(sheet, monkeypatch):
+    """And where they are looked for."""
+    flags = [*BOUNDS[:2], "--adc_bits", "6", "--weights", "offset"]
+    rows, _ = sheet(*flags, quantities=FEW[:2])
+    fine = [asked.Quantity(each.name, each.unit, span_of(f"{each.span.flag}={each.span.values[0]}:{each.span.values[-1]}:30log"))
+            for each in FEW[:2]]
+    places, real = [], specification.Limit
+
+    def spy(*args, **options):
+        places.append(args[4])
+        if len(places) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(specification, "Limit", spy)
+    with pytest.raises(KeyboardInterrupt):
+        sheet(*flags, "--refine", quantities=fine)
+    refined, kept, rest = json.loads(Path("save/specification.json").read_text())
+    assert (refined["quantity"], rest["left_out"]) == (FEW[0].name, "interrupted after 1 of 2 limits; the same command goes on")
+    assert kept == rows[1] and refined["measured_on"] != kept["measured_on"]
+    whole, _ = sheet(*flags, "--refine", quantities=fine)
+    assert [row["quantity"] for row in whole] == [FEW[0].name, FEW[1].name, specification_report.CORNER]
+    assert places[3] == places[1] == specification._place(fine[1].span, kept["value"])
+
+
+def test_only_some_lines(trained):  # noqa: F811
+    """By the flags of these, in the order of the sheet."""
+    settings = settings_of(trained, "--specify", "--only", "read_noise,adc_prec", "device_time", "--device", "techA")
+    assert [each.name for each in asked.quantities_for(settings)] == [
+        "fewest ADC bits", "read noise", "fewest bits, planned", "fewest bits, by ones", "techA holds"]
+    assert [each.name for each in asked.quantities_for(settings_of(trained, "--specify", "--only", "sigma,"))] == ["scatter of cells"]
+    for wrong in ("scatter", ","):
+        words = f"--only {wrong.strip(',')}: no line of this sheet is of such a flag; there are adc_bits, sigma, read_noise, on_off"
+        with pytest.raises(UserError, match=re.escape(words)):
+            settings_of(trained, "--specify", "--only", wrong)
+
+
+def test_a_sheet_of_some_lines_has_no_corner(sheet):
+    """The other limits of a sheet stay where it is refined."""
+    rows, _ = sheet(*BOUNDS[:2], "--weights", "offset", "--only", "adc_offset", quantities=FEW[:1])
+    assert [row["quantity"] for row in rows] == ["offset of ADC"]
+    rows, _ = sheet(*BOUNDS[:2], "--weights", "offset", quantities=FEW[:2])
+    fine, _ = sheet(*BOUNDS[:2], "--weights", "offset", "--refine", "--only", "adc_offset", quantities=FEW[:1])
+    assert [row["quantity"] for row in fine] == ["offset of ADC", "gain of ADC"] and fine[1] == rows[1]
+
+
+def test_how_long_a_sheet_takes(monkeypatch):
+    """16 values: of chips 5 first looks, of 100 images and 4 chips with 64 images more on each, and 2 times the other 700 images; 2 ms an
+    image. Of ideal cells 1 ms. The first pass of either compiles for 9 s, which is no measure. Another loss takes one first look."""
+    ticks, measured = iter([0.0, 10.0]), set()
+    monkeypatch.setattr(specification, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(specification, "Worklist", lambda benches, settings: SimpleNamespace(missing=next(iter(settings.values()))))
+    pool = SimpleNamespace(measure=lambda jobs, done: measured.update(jobs), workers=2, benches=[])
+    one = namedtuple("one", "value number chips")
+
+    class Part:
+        def __init__(self, count):
+            self.shown = SimpleNamespace(batches=SimpleNamespace(count=count), calibration=SimpleNamespace(count=64))
+
+        def chip(self, each):
+            return {"took_s": 9.0 if each[:2] == (7, 0) else 0.164 * (1 + each.chips)} if each in measured else None
+
+    def case(chips):
+        return SimpleNamespace(span=SimpleNamespace(values=range(16)), check=lambda bench: None, setting=lambda bench, value: (
+            SimpleNamespace(one_by_one=[one(value, number, chips > 1) for number in range(chips)])))
+
+    cells, ideal = (asked.Quantity(name, "", None) for name in ("cells", "ideal"))
+    a, b = (specification.Asked("offset", text, None) for text in "ab")
+    limits = {(cells, a): (case(4), None), (ideal, a): (case(1), None), (ideal, b): (case(1), None)}
+    parts = [Part(100), Part(700)]
+    clock = specification.Clock(parts, pool, limits)
+    of_chips, of_ideal = 4 * (5 * 164 + 2 * 700), [5 * 164 + 2 * 700, 164 + 2 * 700]
+    assert clock.left() == f", about {show_seconds((0.002 * of_chips + 0.001 * sum(of_ideal)) / 2)} left"  # of two workers
+    with clock.finding((cells, a)):
+        pass
+    assert clock.took[True] == (pytest.approx(3 * 0.001 * of_chips + 10), 4 * of_chips)
+    assert clock.left() == f", about {show_seconds(0.0005 * sum(of_ideal))} left"
+    assert specification.Clock(parts, pool, limits).left() == ""
+
+
 def test_ideal_cells_take_no_chips_by_hand(sheet, trained):
     rows, _ = sheet(*BOUNDS[:2], "--chip_seed", "5", quantities=[FEW[2]])
     for row in rows[:2]:
@@ -173,6 +272,18 @@ def test_what_cannot_be_is_left_out(sheet, capsys):
     assert "--adc_bits 6" in rows[0]["by_hand"] and rows[1]["by_hand"].count("--adc_bits") == 1
     text = " ".join(capsys.readouterr().out.split())
     assert "left out: offset of ADC, pair: --weights is 'pair'" in text
+
+
+def test_the_least_on_off_ratio_is_of_a_digital_reference(sheet, trained, capsys):  # noqa: F811
+    """By hand, its value keeps the bound and the next smaller one does not. Pairs have no such reference, and the sheet says so."""
+    ratio = asked.Quantity(asked.ON_OFF, "", span_of("on_off=1.1:10:30log", smallest=True), {"reference": ["digital"]}, joint=False)
+    row, *others = sheet(*BOUNDS[:2], "--adc_bits", "7", "--only", "on_off", quantities=[ratio])[0]
+    values = ratio.span.values
+    assert row["kind"] == "smallest" and row["value"] in values[:-1] and "--reference digital" in row["by_hand"]
+    assert [other["quantity"] for other in others] == [f"{asked.ON_OFF}, pair"] and "reference 'digital'" in others[0]["left_out"]
+    assert "An analog one and pairs take the off-current out" in " ".join(capsys.readouterr().out.split())
+    beyond = row["by_hand"].replace(f"--on_off {row['value']}", f"--on_off {values[values.index(row['value']) + 1]}")
+    assert by_hand(trained, row["by_hand"], "a")["accuracy"] >= row["bound"] > by_hand(trained, beyond, "b")["accuracy"]
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -203,8 +314,9 @@ def test_where_nothing_keeps_the_bound_the_first_value_is_set_by_hand(sheet):
 
 
 def test_refining_needs_a_sheet(trained):  # noqa: F811
-    with pytest.raises(UserError, match="--refine is for a specification sheet: add --specify"):
-        parse(["--resume", trained, "--refine"])
+    for name, *values in (["refine"], ["only", "sigma"]):
+        with pytest.raises(UserError, match=f"--{name} is for a specification sheet: add --specify"):
+            parse(["--resume", trained, f"--{name}", *values])
 
 
 # ---- how it is shown ---------------------------------------------------------------------------------------------------

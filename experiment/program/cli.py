@@ -112,6 +112,22 @@ def run_program(command: Sequence[str], **options: Any) -> tuple[subprocess.Comp
     return subprocess.CompletedProcess(command, child.returncode, *output), bool(got) or stopped
 
 
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within `with`, SIGTERM raises SystemExit, as Ctrl-C raises KeyboardInterrupt, with the code that a shell reports: what is known can
+    still be said. Processes of a group have an answer of their own to it."""
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    own = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = signal.signal(signal.SIGTERM, end) if own else None
+    try:
+        yield
+    finally:
+        if own:
+            signal.signal(signal.SIGTERM, before)
+
+
 def check_writable(folder: str | Path) -> None:
     """Make `folder` and prove that a file can be written there, so that a run does not fail after hours of work.
 

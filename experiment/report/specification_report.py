@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..settings.specification import GATE
+from ..settings.specification import GATE, ON_OFF
 from .drawing import add_title, colormap, new_figure, save
 from .tables import note, text_table
 
@@ -52,6 +52,8 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                   if row.get("not_in_order")]
     if GATE in quantities:
         found.append(f"{GATE}: by a curve that is fitted to the ladder; --report with the flags of by_hand says how far it is off")
+    if ON_OFF in quantities:
+        found.append(f"{ON_OFF}: of a digital reference. An analog one and pairs take the off-current out: there ideal cells have no limit")
     if CORNER in quantities:
         found.append(f"{CORNER}: the {first['metric']} where each limit of cells, reads and ADCs is halved, all together; where no value "
                      "keeps the bound, half of the first one")

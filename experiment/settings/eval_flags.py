@@ -166,8 +166,9 @@ class Specification:
 
     specify: bool = option(False, "make the specification sheet of the network, for losses of 0.5 and 1 point or the bounds of --at_least "
                            "and --at_most: the largest scatter, stuck cells, read noise, wires, errors of ADCs and retention of the "
-                           "presets, the fewest ADC bits, the most rows, each alone, and a joint corner. Values are 50 % apart, and have "
-                           "at the most --chips (4)", bool)
+                           "presets, the fewest ADC bits, the most rows, the least on/off ratio, each alone, and a joint corner. Values "
+                           "are 50 % apart, and have at the most --chips (4). What is known is kept when it is interrupted", bool)
+    only: list[str] = option([], "only the lines of these flags, without the corner: --only adc_bits,sigma,read_noise", metavar="FLAGS")
     refine: bool = option(False, "make it again from the limits of the sheet in --save_path on, with all images, and values that are 10 % "
                           "apart", bool)
 

@@ -256,8 +256,8 @@ def _check_plans(found: EvalSettings, given: Mapping[str, Any]) -> None:
 def _check_search(found: EvalSettings, given: Mapping[str, Any]) -> None:
     if not found.search and (name := next((each.name for each in fields(Search) if each.name in given), None)):
         raise UserError(f"--{name} is for a search: add --search N")
-    if found.refine and not found.specify:
-        raise UserError("--refine is for a specification sheet: add --specify")
+    if not found.specify and (name := next((name for name in ("refine", "only") if getattr(found, name)), None)):
+        raise UserError(f"--{name} is for a specification sheet: add --specify")
     if found.refine and found.limit:
         raise UserError("--refine takes all images: leave --limit out")
     asked = [name for name in ("search", "specify", "largest", "smallest") if getattr(found, name)]
