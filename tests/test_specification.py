@@ -227,7 +227,8 @@ def test_a_sheet_of_some_lines_has_no_corner(sheet):
 
 def test_how_long_a_sheet_takes(monkeypatch):
     """16 values: of chips 5 first looks, of 100 images and 4 chips with 64 images more on each, and 2 times the other 700 images; 2 ms an
-    image. Of ideal cells 1 ms. The first pass of either compiles for 9 s, which is no measure. Another loss takes one first look."""
+    image. Of ideal cells 1 ms. The first pass of either compiles for 9 s, which is no measure. Another loss takes one first look, 8
+    values take 8, and values to the sides 12 more."""
     ticks, measured = iter([0.0, 10.0]), set()
     monkeypatch.setattr(specification, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr(specification, "Worklist", lambda benches, settings: SimpleNamespace(missing=next(iter(settings.values()))))
@@ -241,8 +242,8 @@ def test_how_long_a_sheet_takes(monkeypatch):
         def chip(self, each):
             return {"took_s": 9.0 if each[:2] == (7, 0) else 0.164 * (1 + each.chips)} if each in measured else None
 
-    def case(chips):
-        return SimpleNamespace(span=SimpleNamespace(values=range(16)), check=lambda bench: None, setting=lambda bench, value: (
+    def case(chips, count=16):
+        return SimpleNamespace(span=SimpleNamespace(values=range(count)), check=lambda bench: None, setting=lambda bench, value: (
             SimpleNamespace(one_by_one=[one(value, number, chips > 1) for number in range(chips)])))
 
     cells, ideal = (asked.Quantity(name, "", None) for name in ("cells", "ideal"))
@@ -257,6 +258,11 @@ def test_how_long_a_sheet_takes(monkeypatch):
     assert clock.took[True] == (pytest.approx(3 * 0.001 * of_chips + 10), 4 * of_chips)
     assert clock.left() == f", about {show_seconds(0.0005 * sum(of_ideal))} left"
     assert specification.Clock(parts, pool, limits).left() == ""
+    measured.clear()
+    for count, sides, looks in ((8, False, 8), (16, True, 5 + 12)):
+        found = specification.Clock(parts, pool, {(ideal, a): (case(1, count), None)}, sides)
+        assert found.passes == {(ideal, a): (False, looks * 164 + 2 * 700)}
+        measured.clear()
 
 
 def test_ideal_cells_take_no_chips_by_hand(sheet, trained):
