@@ -45,10 +45,10 @@ class LearnedScales:
 
     learn_scales: bool = option(False, "train the scales of inputs and weights too (LSQ, arXiv 1902.08153), at the rate of --lr, without "
                                 "weight decay", bool)
-    clip_share: float | None = option(None, "with --learn_scales: share of the inputs of a layer that should lie beyond its window. Default: "
-                                      "only the loss decides", SHARE_OR_ALL)
-    scale_decay: float = option(Training.scale_decay, "how strongly --clip_share moves scales: so much of a scale is added to its gradient, "
-                                "or taken off", POSITIVE)
+    clip_share: float | None = option(None, "with --learn_scales: share of the inputs of a layer that should lie beyond its window. "
+                                      "Default: only the loss decides", SHARE_OR_ALL)
+    scale_decay: float = option(Training.scale_decay, "how strongly --clip_share moves scales: so much of a scale is added to its "
+                                "gradient, or taken off", POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ class Language:
                                 "half a window", COUNT)
 
 
-FLAGS = tuple(field.name for part in (Conversion, LearnedScales, ConversionFiles) for field in fields(part))
+OF_NETWORK = tuple(field.name for part in (Conversion, ConversionFiles) for field in fields(part))
+FLAGS = (*OF_NETWORK, *(field.name for field in fields(LearnedScales)))
 OPTIONS = ("first_last_bits", "inputs", "rounding", "skip")  # of `convert`, which with the bits decide what it makes
 CONVERTED = ("w_bits", "a_bits", "image_size", *OPTIONS)  # what weights are trained with, and cannot be measured without
 OF_OTHERS = ("wq", "quantize_image")  # flags of networks of this project

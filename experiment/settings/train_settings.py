@@ -197,15 +197,16 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
     if through and not settings.adc_aware:
         raise UserError(f"--{through[0]} is for training through the ADC: add --adc_aware")
     if others and not (settings.qat or settings.adc_aware):
-        raise UserError(f"--model {settings.model} is converted, and trained through its arrays, add --adc_aware, or through its quantizers "
-                        "alone, add --qat")
+        raise UserError(f"--model {settings.model} is converted: add --adc_aware to train it through its arrays, or --qat to train it "
+                        "through its quantizers alone")
     if settings.qat and not others:
         raise UserError(f"--qat trains a converted network, --model {foreign.KINDS}")
     for name in ("evaluate", "export"):
         if others and getattr(actions, name):
             raise UserError(f"--{name} is for the networks of this project; eval.py measures the checkpoint of {settings.model}")
     if others and settings.distill and actions.fine_tune:
-        raise UserError("--distill learns from the float network, and --fine_tune starts from weights that were trained since: leave one out")
+        raise UserError("--distill learns from the float network, and --fine_tune starts from weights that were trained since: leave one "
+                        "of them out")
     for name, needed, there in (("clip_share", "learn_scales", settings.learn_scales),
                                 ("scale_decay", "clip_share", settings.clip_share is not None)):
         if name in given and not there:
