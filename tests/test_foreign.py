@@ -699,8 +699,16 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
 
 ARRAYS = """
 
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sign = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return torch.cat([x.relu(), self.sign * x.relu()], 1)
+
 def normed():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 8, 3, stride=2), nn.GELU(),
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 4, 3, stride=2), Both(),
                          nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
 """
 THROUGH = ["--adc_aware", "--w_bits", "3", "--a_bits", "3", "--cell_bits", "2", "--adc_bits", "3", "--rows", "16", "--limit_train", "70",
@@ -709,10 +717,13 @@ THROUGH = ["--adc_aware", "--w_bits", "3", "--a_bits", "3", "--cell_bits", "2", 
 
 @pytest.fixture
 def normed(net):
-    """A network with batch norm whose windows hang on its weights, which are others at each call, and a file with weights."""
+    """A network with batch norm whose weights are others at each call, and a file with weights: with them the inputs of layer 7 have
+    both signs, and a phase has a digit less than inputs of one sign."""
     Path(net).write_text(NET + ARRAYS)
     torch.manual_seed(3)
-    torch.save(foreign.load("net.py:normed").network.state_dict(), "normed.pt")
+    state = foreign.load("net.py:normed").network.state_dict()
+    state["4.sign"] *= -1
+    torch.save(state, "normed.pt")
     return ["--model", "net.py:normed"]
 
 
@@ -815,8 +826,8 @@ def test_learned_scales_have_no_weight_decay_and_stand_in_tensorboard(normed):
         train.main([*flags, "other"])
     weights, scales = groups[0].param_groups
     assert (weights["weight_decay"], scales["weight_decay"]) == (0.1, 0.0) and scales["lr"] == weights["lr"]
-    assert [scale.numel() for scale in scales["params"]] == [1, 8, 1, 8, 1, 10] and len(weights["params"]) == 8
-    assert len(groups[1].param_groups) == 1 and len(groups[1].param_groups[0]["params"]) == 8
+    assert [scale.numel() for scale in scales["params"]] == [1, 8, 1, 4, 1, 10] and len(weights["params"]) == 9
+    assert len(groups[1].param_groups) == 1 and len(groups[1].param_groups[0]["params"]) == 9
     tags = EventAccumulator("run").Reload().Tags()
     assert {"scale/0/act", "scale/3/weight", "val/loss"} <= {*tags["scalars"]}
     assert {"weight/7.crossbar", "activation/7.crossbar"} <= {*tags["histograms"]}
