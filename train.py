@@ -27,8 +27,9 @@ Two bits of weights that learn from the answers of the 4-bit network, not from t
     python train.py --dataset cifar10 --w_bits 2 --fine_tune save/cifar10_w4a4/model_best.pth.tar --epochs 9 --distill 0.5 \\
         --save_path save/cifar10_w2
 
-Your own network, converted to crossbars and trained further with its quantizers:
-    python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --w_bits 4 --a_bits 4 --epochs 5 --qat
+Your own network, converted to crossbars and trained further through its arrays, or, with --qat alone, through its quantizers:
+    python train.py --dataset cifar10 --model path/to/net.py:small --state small.pt --w_bits 4 --a_bits 4 --epochs 5 \\
+        --adc_aware --cell_bits 2 --adc_bits 4
 
 Begin, or go on where it stopped: what scripts use
     python train.py --go_on --save_path save/cifar10_w4a4
@@ -63,10 +64,10 @@ import torch
 from torch import nn
 
 from experiment.start import conversion, starting
-from experiment.inputs import data
+from experiment.inputs import data, foreign
 from experiment.program import config_file, distributed, machine
 from experiment.report import says
-from experiment.train import teacher, training
+from experiment.train import optimizing, teacher, training
 from experiment.inputs.checkpoint import DAMAGED, load_weights, write_torch_file
 from experiment.program.cli import UserError, check_writable, get_logger, one_line, user_error
 from experiment.inputs.packed import pack
@@ -134,12 +135,11 @@ def start(run: training.Run, actions: Actions, checkpoint: dict | None, num_clas
             run.restore(checkpoint, actions.resume)
         run.log.info(f"continuing {actions.resume} after epoch {run.epoch}, step {run.step} of {run.steps}")
         return
-    if run.settings.weight_clip:
-        training.clip_weights(run.net, run.settings.weight_clip)
+    optimizing.settle(run.net, run.settings)
     if checkpoint:
-        images = run.some_images(256)
-        fitted = starting.fit_quantizers(run.net, run.settings, checkpoint, num_classes, images, actions.fine_tune)
-        run.log.info(f"starting from the weights of {actions.fine_tune}{fitted}")
+        own = not foreign.is_foreign(run.settings.model)
+        fitted = own and starting.fit_quantizers(run.net, run.settings, checkpoint, num_classes, run.some_images(256), actions.fine_tune)
+        run.log.info(f"starting from the weights of {actions.fine_tune}{fitted or ''}")
         if known := starting.known_in_validation(run.settings, checkpoint, run.data.train_y, actions.fine_tune):
             run.log.info(f"{known} of {len(run.val_x)} validation images are among those that these weights were trained on, with another "
                          "--seed, --val_split or --limit_train: validation accuracies are too high")
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     num_classes = data.num_classes(settings.dataset, settings.data_path)
     torch.backends.cudnn.benchmark = True  # all batches have one shape: let cuDNN try its algorithms once
     torch.manual_seed(settings.seed)
-    others = conversion.network_of(settings, actions.resume)
+    others = conversion.network_of(settings, actions.resume or actions.fine_tune)
     if not others:
         net = own_network(settings, actions, checkpoint, num_classes, device)
     if actions.evaluate:
@@ -170,13 +170,13 @@ def main(argv: list[str] | None = None) -> int:
     log = get_logger(Path(settings.save_path, settings.log_file) if distributed.is_first() else None)
     if actions.resume and checkpoint.get("test_acc") is not None:
         log.info(f"{settings.save_path} is finished after {checkpoint['epoch']} epochs: test accuracy "
-                 f"{checkpoint['test_acc']:.2f} %." + ("" if others else " To train on, start from its weights with --fine_tune"))
+                 f"{checkpoint['test_acc']:.2f} %. To train on, start from its weights with --fine_tune")
         return 0
     if others:  # images decide how it is converted
         images = conversion.images_of(others, settings, device, log)
-        net = conversion.for_training(others, settings, images, device)
+        net = conversion.for_training(others, settings, images, device, checkpoint, actions.resume or actions.fine_tune)
         log.info(says.conversion(net))
-        if checkpoint:
+        if actions.resume:  # with its ranges
             load_weights(net, checkpoint["state_dict"], allow_missing=ADC_BUFFERS, source=actions.resume)
     else:
         images = data.load(settings.dataset, settings.data_path, log.info)

@@ -27,7 +27,7 @@ from torch import nn
 import eval as evaluation
 import models.vgg
 import train
-from experiment.inputs import data as datasets
+from experiment.inputs import data as datasets, foreign
 from experiment.report import cost_report, report
 from experiment.train import data_parallel, training
 from experiment.program import distributed
@@ -51,6 +51,16 @@ FLAGS = ["--ngpu", "0", "--epochs", "3", "--limit_train", "100", "--batch_size",
          "--clp", "--save_minutes", "0"]  # 90 training images: 6 steps an epoch, of 7 and 8 images
 ON_CHIPS = ["--ngpu", "0", "--epochs", "1", "--limit_train", "40", "--batch_size", "11", "--lr", "0.01", "--amp", "off", "--adc_aware",
             "--cell_bits", "2", "--adc_bits", "4", "--rows", "32", "--device", "rram_wan", "--device_time", "1d", "--calib_steps", "2"]
+
+OTHERS = """
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 5, 3), nn.BatchNorm2d(4), nn.GELU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 10))
+"""
+ONE_STEP = ["--ngpu", "0", "--epochs", "1", "--limit_train", "17", "--val_split", "0", "--batch_size", "15", "--adc_aware", "--adc_bits",
+            "4", "--cell_bits", "2", "--device", "techA", "--read_noise", "0.5", "--adc_correct", "none", "--learn_scales",
+            "--weight_clip", "2"]
 
 
 def set_up(folder):
@@ -150,6 +160,15 @@ def on_chips(folder, name="chips"):
     return {"code": code, **kept}
 
 
+def of_others(folder):
+    """A step of a converted network through its ADCs and a chip; its weights."""
+    flags = ["--model", f"{folder}/net.py:small", "--state", f"{folder}/small.pt", "--save_path", f"{folder}/others{distributed.world()}",
+             *ONE_STEP]
+    with quant.set_engine("reference"):
+        code = train.main(flags)
+    return {"code": code, "state": load_checkpoint(f"{folder}/others{distributed.world()}/checkpoint.pth.tar")["state_dict"]}
+
+
 def refused(folder):
     """What cannot be, said by an error in all processes alike."""
     errors = []
@@ -207,7 +226,7 @@ def lead(folder):
 
 
 # Who waits for processes that play without it looks for them ever less often.
-SCENES = [(3, refused), (3, evaluate), (2, lead), (2, gradients), (2, on_chips), (2, go_on), (1, on_chips)]
+SCENES = [(2, of_others), (3, refused), (3, evaluate), (2, lead), (2, gradients), (2, on_chips), (2, go_on), (1, on_chips)]
 LAST = 2, fail  # ends its processes
 
 
@@ -271,6 +290,8 @@ def played(tmp_path_factory, alone):
     set_up(folder)
     save(folder / "net.pt", network())
     save(folder / "trained.pt", network())
+    Path(folder, "net.py").write_text(OTHERS)
+    torch.save(foreign.load(f"{folder}/net.py:small").network.state_dict(), folder / "small.pt")
     code, seen = watched_run(["--save_path", f"{folder}/run", *FLAGS], 4)
     assert code == 128 + signal.SIGTERM
     torch.save(seen, folder / "began.pt")
@@ -418,6 +439,16 @@ def test_chips_and_ranges_are_the_same_in_all_processes(played, alone):
     assert_same(a, b)
     assert all(torch.equal(x, y) for x, y in zip(a["cells"], b["cells"], strict=True)) and a["state"].keys() == single["state"].keys()
     assert (a["state"]["classifier.3.adc_delta"] > 0).all()
+
+
+def test_a_step_of_a_converted_network_through_its_arrays_is_that_of_one_process(played, alone):
+    """Each part of a batch has the noise of its images, and gradients are added up."""
+    single, (a, b) = of_others(played[0]), result(played, of_others, 2)
+    assert single["code"] == a["code"] == 0 and a["state"].keys() == single["state"].keys()
+    assert_same(a["state"], b["state"])
+    for key, value in single["state"].items():
+        assert torch.allclose(value.double(), a["state"][key].double(), rtol=1e-4, atol=1e-6), key
+    assert not torch.equal(single["state"]["5.weight"], torch.load(played[0] / "small.pt")["5.weight"])
 
 
 # ---- ends ----------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_train import assert_same
 from torch import nn
 
 import eval as evaluation
@@ -696,13 +697,187 @@ def test_training_goes_on_from_a_converted_network(net, monkeypatch, capsys):
     assert software["float_accuracy"] is None and software["wbit"] == 3
 
 
+ARRAYS = """
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sign = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return torch.cat([x.relu(), self.sign * x.relu()], 1)
+
+def normed():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.GELU(), nn.Conv2d(8, 4, 3, stride=2), Both(),
+                         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+"""
+THROUGH = ["--adc_aware", "--w_bits", "3", "--a_bits", "3", "--cell_bits", "2", "--adc_bits", "3", "--rows", "16", "--limit_train", "70",
+           "--limit_test", "100", "--epochs", "2", "--batch_size", "21", "--lr", "0.02", "--ngpu", "0"]
+
+
+@pytest.fixture
+def normed(net):
+    """A network with batch norm whose weights are others at each call, and a file with weights: with them the inputs of layer 7 have
+    both signs, and a phase has a digit less than inputs of one sign."""
+    Path(net).write_text(NET + ARRAYS)
+    torch.manual_seed(3)
+    state = foreign.load("net.py:normed").network.state_dict()
+    state["4.sign"] *= -1
+    torch.save(state, "normed.pt")
+    return ["--model", "net.py:normed"]
+
+
+def stopped_behind(steps, folder, flags, monkeypatch):
+    """Train until the checkpoint behind each of these (epochs, steps of the next one), as if killed there, and go on."""
+    save, model = training.Run.save, flags[:2]
+    for position in steps:
+        def save_and_die(run, position=position):
+            save(run)
+            if (run.epoch, run.step) == position:
+                raise Crash
+
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            patch.setattr(training.Run, "save", save_and_die)
+            train.main(["--resume", f"{folder}/checkpoint.pth.tar", "--ngpu", "0", *model] if Path(folder).exists() else
+                       [*flags, "--save_path", folder])
+    assert train.main(["--resume", f"{folder}/checkpoint.pth.tar", "--ngpu", "0", *model]) == 0
+    return load_checkpoint(f"{folder}/checkpoint.pth.tar")
+
+
+@pytest.mark.parametrize("more", [
+    ["--adc_plan", "ones", "--learn_scales", "--clip_share", "0.02", "--weight_clip", "1.5"],
+    ["--device", "techA", "--device_time", "1h", "--chip_steps", "2", "--read_noise", "0.3", "--distill", "0.5"]])
+def test_a_training_through_arrays_goes_on_to_the_same_bits(more, normed, monkeypatch):
+    flags = [*normed, "--state", "normed.pt", *THROUGH, "--calib_steps", "2", "--save_minutes", "0", *more]
+    assert train.main([*flags, "--save_path", "whole"]) == 0
+    whole = load_checkpoint("whole/checkpoint.pth.tar")
+    found = stopped_behind([(0, 1), (1, 2)], "stopped", flags, monkeypatch)
+    for name in ("commands", "seconds", "machine"):
+        whole.pop(name), found.pop(name)
+    assert_same(found, whole)
+    assert any(key.endswith("adc_delta") and bool(value.all()) for key, value in found["state_dict"].items())
+    before = torch.load("normed.pt")["3.weight"]
+    assert not torch.equal(found["state_dict"]["3.weight"], before)
+
+
+def test_eval_measures_what_training_through_arrays_did(normed, capsys):
+    """On the ranges of the checkpoint, and, as they stand beside its weights, without them."""
+    assert train.main([*normed, "--state", "normed.pt", *THROUGH, "--learn_scales", "--save_path", "run"]) == 0
+    capsys.readouterr()
+    hardware = ["--cell_bits", "2", "--adc_bits", "3", "4", "--rows", "16"]
+    assert evaluation.main([*EVAL, *normed, "--resume", "run/model_best.pth.tar", "--limit", "100", *hardware]) == 0
+    _, trained, other = results("out")
+    assert trained["accuracy"] == pytest.approx(load_checkpoint("run/checkpoint.pth.tar")["test_acc"])
+    assert trained["adc_bits"] == 3 and other["adc_bits"] == 4
+    said = capsys.readouterr().out
+    assert "trained through the ADC of --cell_bits 2, --adc_bits 3" in said
+
+
+@pytest.mark.parametrize("more", [{}, {"weight_clip": 1.5}, {"learn_scales": True}])
+def test_a_run_through_arrays_is_the_loop_in_python(more, normed, monkeypatch):
+    """The steps of train.py, written down again with `convert(..., train="adc")`: weights, and ranges of the last calibration."""
+    seen, step = [], training.Run.train_step
+    monkeypatch.setattr(training.Run, "train_step", lambda run, x, y, at: (seen.append((x.clone(), y.clone())), step(run, x, y, at))[1])
+    monkeypatch.setattr(conversion, "CALIBRATION_IMAGES", 32)
+    monkeypatch.setattr(training, "CALIBRATION_IMAGES", 32)
+    given = [part for name, value in more.items() for part in [f"--{name}", *([] if value is True else [str(value)])]]
+    train.main([*normed, "--state", "normed.pt", *THROUGH, *given, "--epochs", "1", "--val_split", "0", "--momentum", "0", "--wd", "0",
+                "--schedule_type", "step", "--schedule", "9", "--gammas", "1", "--calib_steps", "2", "--save_path", "run"])
+    images = data.load("digits")
+    inputs = [data.normalize(x, images.mean, images.std) for x, _ in seen]
+    chosen, _ = data.training_split(images.train_y, 0, 0, 70)
+    few = [data.normalize(some[data.evenly(len(some), 32)], images.mean, images.std) for some in (images.train_x, images.train_x[chosen])]
+    model = foreign.load("net.py:normed", "normed.pt").network
+    through = quant.Training("adc", learn_scales=more.get("learn_scales", False))
+    q = quant.convert(model, CrossbarSpec(3, 3, cell_bits=2, adc_bits=3, rows=16), few[0].split(21), train=through)
+    assert len(seen) == 3
+
+    @torch.no_grad()
+    def clip():
+        for weight in (q[0].weight, q[3].weight, q[7].weight) if "weight_clip" in more else ():
+            most = 1.5 * weight.std(correction=0)
+            weight.clamp_(-most, most)
+
+    clip()
+    for number, (x, (_, y)) in enumerate(zip(inputs, seen)):
+        if number % 2 == 0:
+            quant.recalibrate(q, few[1])
+        nn.functional.cross_entropy(q(x), y).backward()
+        with torch.no_grad():
+            for parameter in q.parameters():
+                parameter -= 0.02 * parameter.grad
+                parameter.grad = None
+        clip()
+    quant.recalibrate(q.eval(), few[1])
+    found = load_checkpoint("run/model_best.pth.tar")["state_dict"]
+    for key, value in q.state_dict().items():
+        assert torch.allclose(found[key].double(), value.double(), rtol=1e-4, atol=1e-6), key
+
+
+def test_learned_scales_have_no_weight_decay_and_stand_in_tensorboard(normed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = [*normed, "--state", "normed.pt", *THROUGH, "--epochs", "1", "--save_path"]
+    groups = []
+    build = training.build_optimizer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build_optimizer", lambda *args: groups.append(build(*args)) or groups[-1])
+        train.main([*flags, "run", "--learn_scales", "--wd", "0.1"])
+        train.main([*flags, "other"])
+    weights, scales = groups[0].param_groups
+    assert (weights["weight_decay"], scales["weight_decay"]) == (0.1, 0.0) and scales["lr"] == weights["lr"]
+    assert [scale.numel() for scale in scales["params"]] == [1, 8, 1, 4, 1, 10] and len(weights["params"]) == 9
+    assert len(groups[1].param_groups) == 1 and len(groups[1].param_groups[0]["params"]) == 9
+    tags = EventAccumulator("run").Reload().Tags()
+    assert {"scale/0/act", "scale/3/weight", "val/loss"} <= {*tags["scalars"]}
+    assert {"weight/7.crossbar", "activation/7.crossbar"} <= {*tags["histograms"]}
+    tags = EventAccumulator("other").Reload().Tags()["scalars"]
+    assert not any(tag.startswith("scale/") for tag in tags)
+    one, other = (load_checkpoint(f"{run}/model_best.pth.tar")["state_dict"]["3.crossbar.act_quant.scale"] for run in ("run", "other"))
+    assert not torch.equal(one, other)
+
+
+def test_chips_and_arrays_start_from_a_training_through_quantizers(normed, monkeypatch):
+    """--fine_tune has the weights, the scales and the bits of the checkpoint, and refuses others."""
+    bits = ["--w_bits", "3", "--a_bits", "5", "--skip", "7", "--epochs", "1", "--limit_train", "40", "--ngpu", "0"]
+    assert train.main([*normed, "--state", "normed.pt", *bits, "--qat", "--save_path", "first"]) == 0
+    first = load_checkpoint("first/model_best.pth.tar")["state_dict"]
+    started = []
+    monkeypatch.setattr(training.Run, "fit", lambda run: started.append(run) or 0)
+    more = ["--fine_tune", "first/model_best.pth.tar", "--adc_aware", "--adc_bits", "3", "--ngpu", "0", "--limit_train", "40"]
+    assert train.main([*normed, *more, "--save_path", "second"]) == 0
+    [run] = started
+    assert (run.settings.w_bits, run.settings.a_bits, run.settings.skip, run.settings.spec.adc_bits) == (3, 5, ["7"], 3)
+    state = run.net.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in first.items())
+    assert all(layer.through == "adc" and layer.spec.adc_bits == 3 for _, layer in quant.crossbar_layers(run.net))
+    for flags, says in ((["--w_bits", "4"], "was trained with --w_bits 3, not 4"), (["--inputs", "twos"], "trained with --inputs phases"),
+                        (["--state", "normed.pt"], "has weights, and --state normed.pt has others"),
+                        (["--distill", "1"], "--distill learns from the float network, and --fine_tune starts from weights")):
+        with pytest.raises(UserError, match=says):
+            train.main([*normed, *more, *flags, "--save_path", "third"])
+    save_checkpoint("vgg.pt", {"state_dict": {}, "config": {"model": "vgg7_quant"}})
+    with pytest.raises(UserError, match="vgg.pt is of the model vgg7_quant, not net.py:normed"):
+        train.main([*normed, *more, "--fine_tune", "vgg.pt", "--save_path", "third"])
+
+
+def test_hardware_that_layers_cannot_have_is_one_line(normed):
+    with pytest.raises(UserError, match="^inputs 'twos' needs dac_bits 1, because"):
+        train.main([*normed, *THROUGH, "--inputs", "twos", "--dac_bits", "2", "--save_path", "run"])
+    assert not Path("run/checkpoint.pth.tar").exists()
+
+
 @pytest.mark.parametrize("flags, says", [
-    (["--model", "net.py:small"], "add --qat"), (["--qat"], "--qat trains a converted network"),
-    (["--model", "net.py:small", "--qat", "--clp"], "--clp is for the networks of this project"),
-    *((["--model", "net.py:small", *flags.split()], "^net.py:small is converted, and trained without arrays and ADCs: leave out "
-       f"{named}; eval.py measures its checkpoint on them$") for flags, named in (
-           ("--qat --adc_bits 3", "--adc_bits"), ("--qat --adc_aware", "--adc_aware"), ("--calib_steps 5", "--calib_steps"),
-           ("--qat --adc_aware --adc_bits 3 --device techA", "--adc_aware, --adc_bits, --device"))),
+    (["--model", "net.py:small"], "^--model net.py:small is converted: add --adc_aware to train it through its arrays, or --qat to "),
+    (["--qat"], "--qat trains a converted network"),
+    *((["--model", "net.py:small", *flags.split()], f"^{named} is for the networks of this project, and net.py:small is converted: leave "
+       "it out$") for flags, named in (("--qat --clp", "--clp"), ("--adc_aware --alpha_lr 0.1", "--alpha_lr"),
+                                    ("--adc_aware --crossbar_layers conv", "--crossbar_layers"))),
+    *((["--model", "net.py:small", *flags.split()], f"^{named} is for training through the ADC: add --adc_aware$") for flags, named in (
+        ("--qat --adc_bits 3", "--adc_bits"), ("--calib_steps 5", "--calib_steps"), ("--qat --device techA --adc_bits 3", "--device"))),
+    (["--learn_scales"], "--learn_scales is for your own network"),
+    (["--model", "net.py:small", "--qat", "--clip_share", "0.1"], "--clip_share is for scales that are trained: add --learn_scales"),
+    (["--model", "net.py:small", "--qat", "--learn_scales", "--scale_decay", "1"], "scales that are trained: add --clip_share"),
     (["--inputs", "twos"], "--inputs is for your own network"),
     (["--model", "net.py:small", "--qat", "--evaluate", "--resume", "own.pt"], "--evaluate is for the networks of this project")])
 def test_training_refuses_what_does_not_go_together(net, flags, says):

@@ -7,24 +7,27 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from test_eval import FAST, refused, results, scene, without_pictures  # noqa: F401
 from test_limits import trained  # noqa: F401
 
 import eval as evaluation
 import train
+from experiment.inputs import foreign
+from experiment.inputs.checkpoint import load_checkpoint, save_checkpoint
 from experiment.program import cli
 from experiment.program.cli import UserError
 from experiment.report.remedy_report import Found, Tried, table
 from experiment.settings import train_settings
 from experiment.settings.eval_settings import all_settings, parse
 from experiment.settings.remedies import remedies_for
-from experiment.sweep import bench, retraining
+from experiment.sweep import bench, remedies, retraining
 from models.quant import Calibration, CrossbarSpec
 from models.quant.measuring.measure import Record
 from models.quant.measuring.setting import Setting
@@ -273,6 +276,8 @@ def test_what_train_does_not_train(trained):  # noqa: F811
         settings, _ = parse(["--resume", trained, *flags])
         with pytest.raises(UserError, match=words):
             retraining.flags_of(settings, settings.settings[0], 1)
+    with pytest.raises(UserError, match="networks that classify the images of a data set, and .* is measured on texts"):
+        retraining.flags_of(replace(settings, dataset="texts"), settings.settings[0], 1)
 
 
 def test_an_epoch_of_training_is_a_remedy(evaluate, monkeypatch):
@@ -292,6 +297,60 @@ def test_an_epoch_of_training_is_a_remedy(evaluate, monkeypatch):
     assert row["accuracy"] == line["accuracy"] and row["energy_uJ"] > 0 and row["setting"] == row["of"]
     assert str(checkpoint.resolve()) in {each["checkpoint"] for each in results("save")}
     assert evaluate(*REMEDY, "--remedy_epochs", "1") == [] and "--go_on" in trainings[1] and trainings[0] == trainings[1]
+
+
+OTHERS = """
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 5, stride=3), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 10))
+"""
+
+
+@pytest.fixture
+def others(trained):  # noqa: F811
+    """Flags of eval.py for a network of others, whose weights are those of a file."""
+    Path("net.py").write_text(OTHERS)
+    torch.save(foreign.load("net.py:small").network.state_dict(), "small.pt")
+    return ["--model", "net.py:small", "--state", "small.pt", "--dataset", "digits", "--w_bits", "4", "--a_bits", "3"]
+
+
+def test_a_network_of_others_is_trained_on_chips_of_the_setting(others):
+    more = ["--skip", "0", "--inputs", "offset", "--first_last_bits", "4", "--device", "techA", "--chips", "3", "--chip_seed", "5"]
+    settings, _ = parse([*others, *more, "--cell_bits", "2", "--adc_bits", "4"])
+    [setting] = settings.settings
+    made, actions, _ = train_settings.parse([*retraining.flags_of(settings, setting, 2), "--save_path", "new"])
+    assert (made.model, made.state, made.w_bits, made.a_bits, made.skip) == ("net.py:small", "small.pt", 4, 3, ["0"])
+    assert (made.inputs, made.first_last_bits, made.dataset, made.epochs, made.adc_aware) == ("offset", 4, "digits", 2, True)
+    assert actions.fine_tune is None and made.spec.cell_bits == 2 and made.chips.chip_seed == setting.chips.chip_seed + 3
+    assert made.chips.drawn.name == setting.chips.drawn.name
+
+    save_checkpoint("own.pt", {"state_dict": {}, "config": made.of_computation()})
+    settings, _ = parse(["--resume", "own.pt", "--model", "net.py:small", "--cell_bits", "2"])
+    made, actions, _ = train_settings.parse([*retraining.flags_of(settings, settings.settings[0], 1), "--save_path", "new"])
+    assert (actions.fine_tune, made.state, made.skip, made.inputs) == ("own.pt", None, ["0"], "offset")
+
+
+def test_an_epoch_of_training_is_a_remedy_for_a_network_of_others(others, monkeypatch):
+    """The number is that of the trained checkpoint by hand, from weights of a file and from those of a checkpoint."""
+    monkeypatch.setattr(retraining, "run_program", lambda command, **_: (
+        SimpleNamespace(returncode=train.main(command[2:]) or 0, stderr=""), False))
+    monkeypatch.setattr(remedies, "remedies_for", lambda setting: [])
+    without_pictures(monkeypatch)
+    few = ["--ngpu", "0", "--limit", "60", "--cell_bits", "2", "--adc_bits", "3", "--rows", "16"]
+    asked = ["--remedy", "--remedy_epochs", "1", "--at_least", "accuracy=99.99", "--save_path"]
+    begin = others
+    for number in range(2):
+        evaluation.main([*begin, *few, *asked, f"save{number}"])
+        _, row = json.loads(Path(f"save{number}/remedies.json").read_text())
+        [checkpoint] = Path(f"save{number}/remedies").glob("*/model_best.pth.tar")
+        begin = ["--resume", str(checkpoint), "--model", "net.py:small"]
+        evaluation.main([*begin, *few, "--save_path", f"hand{number}"])
+        assert row["remedy"] == "1 epoch on chips" and row["left_out"] is None
+        assert row["accuracy"] == json.loads(Path(f"hand{number}/table.json").read_text())[-1]["accuracy"]
+        commands = load_checkpoint(checkpoint)["commands"]
+        assert ("--fine_tune" in commands[-1]) == bool(number) and len(commands) == 1 + number
+    assert row["won"] is not None
 
 
 @pytest.mark.parametrize("code, stderr, words", [(2, "x\nerror: no such thing\n", "no such thing"), (-9, "epoch 1", "ended with -9")])

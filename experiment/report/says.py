@@ -68,7 +68,7 @@ def conversion(network: nn.Module) -> str:
     layers = crossbar_layers(network)
     bits = Counter((layer.weight_quant.wbit, layer.act_quant.abit) for _, layer in layers)
     inputs = Counter(layer.encoding if layer.act_quant.signed else "unsigned" for _, layer in layers)
-    ranges = sorted(((name, *(code * float(layer.act_quant.scale) for code in layer.act_quant.window)) for name, layer in layers),
+    ranges = sorted(((name, *(code * float(layer.act_quant.step) for code in layer.act_quant.window)) for name, layer in layers),
                     key=lambda each: each[2] - each[1])
     ends = [f"{low:.3g}..{high:.3g} (layer {name.removesuffix('.crossbar')})" for name, low, high in (ranges[0], ranges[-1])]
     of_bits = ", ".join(f"{w} and {a}{_count(count, layers)}" for (w, a), count in bits.most_common())

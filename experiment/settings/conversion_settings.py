@@ -1,13 +1,15 @@
-"""The flags of networks that were not made here: those of `models.quant.convert`, of the files that they need, and of language models,
-`eval.py --model hf/FOLDER --text FILE`."""
+"""The flags of networks that were not made here: those of `models.quant.convert`, of their training (`models.quant.Training`), of the files
+that they need, and of language models, `eval.py --model hf/FOLDER --text FILE`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from models.quant import Training
+
 from ..inputs import foreign
 from ..program.cli import UserError
-from ..program.flags import COUNT, Number, option
+from ..program.flags import COUNT, POSITIVE, SHARE_OR_ALL, Number, option
 
 LINEAR_BITS = Number(int, "2 to 8", lambda bits: 2 <= bits <= 8)
 
@@ -38,6 +40,18 @@ class ConversionFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnedScales:
+    """scales of your own network that are trained"""
+
+    learn_scales: bool = option(False, "train the scales of inputs and weights too (LSQ, arXiv 1902.08153), at the rate of --lr, without "
+                                "weight decay", bool)
+    clip_share: float | None = option(None, "with --learn_scales: share of the inputs of a layer that should lie beyond its window. "
+                                      "Default: only the loss decides", SHARE_OR_ALL)
+    scale_decay: float = option(Training.scale_decay, "how strongly --clip_share moves scales: so much of a scale is added to its "
+                                "gradient, or taken off", POSITIVE)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Language:
     """language models"""
 
@@ -52,8 +66,10 @@ class Language:
                                 "half a window", COUNT)
 
 
-FLAGS = tuple(field.name for part in (Conversion, ConversionFiles) for field in fields(part))
+OF_NETWORK = tuple(field.name for part in (Conversion, ConversionFiles) for field in fields(part))
+FLAGS = (*OF_NETWORK, *(field.name for field in fields(LearnedScales)))
 OPTIONS = ("first_last_bits", "inputs", "rounding", "skip")  # of `convert`, which with the bits decide what it makes
+CONVERTED = ("w_bits", "a_bits", "image_size", *OPTIONS)  # what weights are trained with, and cannot be measured without
 OF_OTHERS = ("wq", "quantize_image")  # flags of networks of this project
 
 
@@ -94,7 +110,7 @@ def check_checkpoint(config: Mapping[str, Any], given: Mapping[str, Any], source
         raise UserError(f"{source} is of the model {trained}, not {given['model']}")
     if "state" in given:
         raise UserError(f"{source} has weights, and --state {given['state']} has others: give one of them")
-    for name in ("w_bits", "a_bits", "image_size", *OPTIONS):
+    for name in CONVERTED:
         if name in given and name in config and given[name] != config[name]:
             raise UserError(f"{source} was trained with --{name} {config[name]}, not {given[name]}")
 

@@ -121,10 +121,10 @@ def _network(given: Mapping[str, Any], checkpoint: dict, source: str | None) -> 
 
 
 def _network_of_others(given: Mapping[str, Any], config: Mapping[str, Any], source: str | None) -> dict[str, Any]:
-    """As `_network`, of one that is converted. Args: config, of the checkpoint `source` of `train.py --qat`, if there is one."""
+    """As `_network`, of one that is converted. Args: config, of the checkpoint `source` of `train.py`, if there is one."""
     if source:
         conversion_settings.check_checkpoint(config, given, source)
-    names = "model", "w_bits", "a_bits", "dataset", "image_size", *conversion_settings.OPTIONS
+    names = "model", "dataset", *conversion_settings.CONVERTED
     values = {"w_bits": 8, "a_bits": 8, "wq": "linear", "quantize_image": False, "dataset": "imagefolder", "data_path": "./data",
               "calib_images": CALIBRATE_OTHERS} | (images_beside(source) if source else {})
     values |= {name: config[name] for name in names if name in config} | given

@@ -20,7 +20,7 @@ from ..program.flags import (ANY_INT, AT_LEAST_2, BITS, COUNT, COUNT_OR_0, FIT_O
                              ArgumentParser, flag_name, option)
 from . import chips
 from .chips import TrainingChips
-from .conversion_settings import Conversion, ConversionFiles
+from .conversion_settings import Conversion, ConversionFiles, LearnedScales
 
 CHECKPOINT, BEST, CONFIG = "checkpoint.pth.tar", "model_best.pth.tar", "config.json"  # in the folder of a run
 MODELS = tuple(name for name in models.names() if not name.endswith("_eval"))  # --adc_aware trains the others
@@ -31,12 +31,12 @@ DIGITS = {"epochs": 5, "batch_size": 32}  # 200 steps: 99.4 to 99.7 % of the tes
 OTHERS = {"epochs": 100, "batch_size": 128}
 NGPU = option(None, "0: CPU. N: N GPUs of this machine, with a process each. Default a GPU where PyTorch finds one; for each process "
               "where torchrun has started several", ANY_INT)
-LR, LR_OF_QAT = 0.05, 0.005  # a converted network is trained already
+LR, LR_OF_OTHERS = 0.05, 0.005  # a converted network is trained already
 USELESS_WITHOUT_PLAN = "--adc_share is for plans: add --adc_plan significance or ones"
 USELESS_WITH_PLAN = ("--{} is for uniform bits, and with a plan each kind of read has the range of least squared error: leave it out, or "
                      "add --adc_plan uniform")
-# Flags without effect on a converted network: its input quantizers have no clipping level that is trained.
-OF_PACT = ("alpha_init", "weight_clip", "alpha_lr", "alpha_wd", "clp", "a_lambda")
+# Flags without effect on a converted network: it has no clipping levels of PACT, and --skip says which of its layers stay digital.
+OF_OWN = ("alpha_init", "alpha_lr", "alpha_wd", "clp", "a_lambda", "crossbar_layers")
 
 
 def _by_data(name: str) -> str:
@@ -47,8 +47,8 @@ def _by_data(name: str) -> str:
 class Network:
     """what to train, and on what"""
 
-    model: str = option("vgg7_quant", f"{' or '.join(MODELS)}. Or, with --qat, your own network: {foreign.KINDS}")
-    qat: bool = option(False, "train your own network further, converted, with its quantizers in the forward pass", bool)
+    model: str = option("vgg7_quant", f"{' or '.join(MODELS)}. Or, with --qat or --adc_aware, your own network: {foreign.KINDS}")
+    qat: bool = option(False, "train your own network further, converted, through its quantizers: without arrays and ADCs", bool)
     w_bits: int = option(4, f"bits of a weight, 1 to 8, or {OFF} to switch the quantizer off", BITS)
     a_bits: int = option(4, f"bits of an activation, 1 to 8, or {OFF} to switch the quantizer off", BITS)
     wq: str = option("dorefa", "weight quantizer. dorefa: odd multiples of one step, up to the largest weight. sawb: multiples of a "
@@ -76,7 +76,7 @@ class Optimizer:
 
     epochs: int | None = option(None, f"passes over the training images; {_by_data('epochs')}", COUNT)
     batch_size: int | None = option(None, f"images a step; {_by_data('batch_size')}", AT_LEAST_2)
-    lr: float | None = option(None, f"highest learning rate. Default: {LR}; with --qat {LR_OF_QAT}", POSITIVE)
+    lr: float | None = option(None, f"highest learning rate. Default: {LR}; of your own network {LR_OF_OTHERS}", POSITIVE)
     momentum: float = option(0.9, "share of the last step that is repeated", SHARE)
     wd: float = option(1e-4, "weight decay of all but the clipping levels", POSITIVE_OR_0)
     schedule_type: str | None = option(
@@ -87,10 +87,10 @@ class Optimizer:
     gammas: list[float] = option([], "factor at each epoch of --schedule", POSITIVE, metavar="G")
     label_smoothing: float = option(0.0, "share of the target that is spread over all classes", SHARE)
     distill: float = option(0.0, "share of the loss that asks for the answers of the network from which the run starts, without ADCs. "
-                            "With --qat this is the float network. The labels have the rest of the loss", SHARE_OR_ALL)
+                            "Of your own network this is the float network. The labels have the rest of the loss", SHARE_OR_ALL)
     weight_clip: float | None = option(
-        None, "after every step, clip each layer's weights to K times their root mean square. DoReFa divides by the largest weight, so "
-        "a few large weights leave most levels unused", POSITIVE, metavar="K")
+        None, "after every step, clip each layer's weights to K times their root mean square, of your own network their standard "
+        "deviation. DoReFa divides by the largest weight, so a few large weights leave most levels unused", POSITIVE, metavar="K")
     alpha_lr: float | None = option(None, "highest learning rate of the clipping levels. Default: that of --lr", POSITIVE)
     alpha_wd: float | None = option(None, "weight decay of the clipping levels (the L2 penalty of the PACT paper). Default: that of "
                                     "--wd", POSITIVE_OR_0)
@@ -104,7 +104,7 @@ class ThroughADC:
 
     adc_aware: bool = option(False, "train through simulated crossbars. The forward pass is computed bit for bit, and gradients go "
                              "straight through the ADC. On chips, each step's output is corrected to its batch. Start from a trained "
-                             "network with --fine_tune", bool)
+                             "network, with --fine_tune, or with your own", bool)
     calib_steps: int = option(50, "steps between two calibrations of the ADC ranges and their correction, on 64 training images",
                               COUNT)
     crossbar_layers: str = option("all", "all: every layer but the first is on crossbars. conv: only the convolutions are",
@@ -157,7 +157,7 @@ class Actions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Network, Conversion, ConversionFiles, Optimizer, ThroughADC, TrainingChips, Reproducible, Machine):
+class TrainSettings(Network, Conversion, LearnedScales, ConversionFiles, Optimizer, ThroughADC, TrainingChips, Reproducible, Machine):
     """Everything that decides a run, and where its files lie. Made by `settings_of`; no field is None that has a default."""
 
     @functools.cached_property
@@ -178,7 +178,7 @@ class TrainSettings(Network, Conversion, ConversionFiles, Optimizer, ThroughADC,
 
 
 # What a checkpoint may say, and a continued run may not change.
-COMPUTATION = (Network, Conversion, Optimizer, ThroughADC, TrainingChips, Reproducible)
+COMPUTATION = (Network, Conversion, LearnedScales, Optimizer, ThroughADC, TrainingChips, Reproducible)
 PARTS = (*COMPUTATION, ConversionFiles, Machine)
 OF_CHECKPOINT = {"save_minutes"}  # the one setting of `Machine` that a checkpoint may say: it is no place
 # For --adc_aware only.
@@ -188,7 +188,7 @@ FIXED_ON_EVALUATE = {"model", "w_bits", "a_bits", "wq", "quantize_image", "adc_a
 
 
 # In which topic of --help the flags of each part stand.
-TOPICS = {Network: "network", Conversion: "network", Optimizer: "train", ThroughADC: "adc", TrainingChips: "device",
+TOPICS = {Network: "network", Conversion: "network", Optimizer: "train", LearnedScales: "train", ThroughADC: "adc", TrainingChips: "device",
           Reproducible: "train", ConversionFiles: "network", Machine: "files", Actions: "start"}
 FIRST = {  # what --help alone shows
     "model": "the network, such as vgg7_quant or resnet20_quant",

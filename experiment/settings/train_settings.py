@@ -21,8 +21,8 @@ from ..program import config_file, flags
 from ..program.cli import UserError, user_error
 from ..program.flags import flag_name
 from . import chips, conversion_settings
-from .train_flags import (BEST, CHECKPOINT, COMPUTATION, CONFIG, DIGITS, FIXED_ON_EVALUATE, HARDWARE, LR, LR_OF_QAT, MODELS,
-                          OF_CHECKPOINT, OF_PACT, OTHERS, TRAINED_FOR, USELESS_WITHOUT_PLAN, USELESS_WITH_PLAN, Actions, Machine,
+from .train_flags import (BEST, CHECKPOINT, COMPUTATION, CONFIG, DIGITS, FIXED_ON_EVALUATE, HARDWARE, LR, LR_OF_OTHERS, MODELS,
+                          OF_CHECKPOINT, OF_OWN, OTHERS, TRAINED_FOR, USELESS_WITHOUT_PLAN, USELESS_WITH_PLAN, Actions, Machine,
                           TrainSettings, build_parser, defaults)
 
 
@@ -40,7 +40,7 @@ def settings_of(values: Mapping[str, Any], fine_tuned: bool = False) -> TrainSet
     Raises: UserError for hardware that cannot be.
     """
     values = dict(values)
-    values["lr"] = values["lr"] or (LR_OF_QAT if values["qat"] else LR)
+    values["lr"] = values["lr"] or (LR_OF_OTHERS if foreign.is_foreign(values["model"]) else LR)
     depending = (DIGITS if values["dataset"] == "digits" else OTHERS) | {
         "schedule_type": "step" if values["schedule"] else "triangular", "alpha_init": "fit" if fine_tuned else 6.0,
         "alpha_lr": values["lr"], "alpha_wd": values["wd"], "save_path": "save/{dataset}_{model}_w{w_bits}a{a_bits}"}
@@ -111,6 +111,8 @@ def parse(argv: list[str] | None = None, about: str | None = None) -> tuple[Trai
     values = defaults()
     if checkpoint and actions.fine_tune is None:
         values |= _settings_of_checkpoint(actions, checkpoint, given) | images_beside(actions.resume)
+    elif checkpoint and foreign.is_foreign(named["model"]):
+        values |= _conversion_of_checkpoint(actions.fine_tune, checkpoint, given)
     values |= given
     if actions.resume and not actions.evaluate:
         values["save_path"] = str(Path(actions.resume).parent)  # model_best.pth.tar and the log lie beside the checkpoint
@@ -137,7 +139,7 @@ def _find_checkpoint(actions: Actions, folder: str, model: str) -> tuple[Actions
             raise UserError("--fine_tune starts a new run from weights: it needs the PATH of a checkpoint")
         checkpoint = load_checkpoint(actions.fine_tune)
         trained = checkpoint["config"].get("model", model)
-        if trained != model:
+        if trained != model and not foreign.is_foreign(model):  # of which `_conversion_of_checkpoint` knows more
             raise UserError(f"{actions.fine_tune} is of the model {trained}, not {model}")
         return actions, checkpoint
     if actions.resume is None and not actions.evaluate:
@@ -167,10 +169,17 @@ def _settings_of_checkpoint(actions: Actions, checkpoint: dict, given: Mapping[s
     return found
 
 
+def _conversion_of_checkpoint(source: str, checkpoint: dict, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How the converted network was made whose weights --fine_tune starts from: its scales belong to these bits."""
+    found = from_checkpoint(checkpoint, source)
+    conversion_settings.check_checkpoint(found, given, source)
+    return {name: found[name] for name in conversion_settings.CONVERTED if name in found}
+
+
 def continuing(settings: TrainSettings, checkpoint: Path) -> str:
     """The command that goes on with a run that was stopped."""
     usual = flags.defaults(Machine)
-    beside = {"model": settings.model} if settings.qat else {}
+    beside = {"model": settings.model} if foreign.is_foreign(settings.model) else {}
     beside |= {name: getattr(settings, name) for name in ("ngpu", "log_file") if getattr(settings, name) != usual[name]}
     return shlex.join(["python", "train.py", *flags.arguments_of({"resume": checkpoint} | beside)])
 
@@ -178,25 +187,30 @@ def continuing(settings: TrainSettings, checkpoint: Path) -> str:
 def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) -> None:
     """Refuse settings that do not go together."""
     others = foreign.is_foreign(settings.model)
-    through = [name for name in given if name in ("adc_aware", *TRAINED_FOR, "calib_steps")]
-    if through and others:
-        raise UserError(f"{settings.model} is converted, and trained without arrays and ADCs: leave out --{', --'.join(through)}; eval.py "
-                        "measures its checkpoint on them")
-    if through and not settings.adc_aware:
-        raise UserError(f"--{through[0]} is for training through the ADC: add --adc_aware")
     if not others and settings.model not in MODELS:
-        raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}, or with --qat {foreign.KINDS}")
+        raise UserError(f"--model {settings.model}: unknown, choose from {', '.join(MODELS)}, or {foreign.KINDS}")
     if foreign.is_language_model(settings.model):
         raise UserError(f"--model {settings.model}: train.py trains on images; eval.py measures language models, and "
                         "examples/language_model.py trains one")
-    conversion_settings.check({"model": settings.model, "w_bits": settings.w_bits, "a_bits": settings.a_bits}, given, useless=OF_PACT)
-    if settings.qat != others:
-        raise UserError(f"--model {settings.model} is converted before it is trained: add --qat" if others else
-                        f"--qat trains a converted network, --model {foreign.KINDS}")
-    for name in ("fine_tune", "evaluate", "export"):
+    conversion_settings.check({"model": settings.model, "w_bits": settings.w_bits, "a_bits": settings.a_bits}, given, useless=OF_OWN)
+    through = [name for name in given if name in (*TRAINED_FOR, "calib_steps")]
+    if through and not settings.adc_aware:
+        raise UserError(f"--{through[0]} is for training through the ADC: add --adc_aware")
+    if others and not (settings.qat or settings.adc_aware):
+        raise UserError(f"--model {settings.model} is converted: add --adc_aware to train it through its arrays, or --qat to train it "
+                        "through its quantizers alone")
+    if settings.qat and not others:
+        raise UserError(f"--qat trains a converted network, --model {foreign.KINDS}")
+    for name in ("evaluate", "export"):
         if others and getattr(actions, name):
-            raise UserError(f"--{name} is for the networks of this project; {settings.model} starts from --state FILE or its published "
-                            "weights, and eval.py measures its checkpoint")
+            raise UserError(f"--{name} is for the networks of this project; eval.py measures the checkpoint of {settings.model}")
+    if others and settings.distill and actions.fine_tune:
+        raise UserError("--distill learns from the float network, and --fine_tune starts from weights that were trained since: leave one "
+                        "of them out")
+    for name, needed, there in (("clip_share", "learn_scales", settings.learn_scales),
+                                ("scale_decay", "clip_share", settings.clip_share is not None)):
+        if name in given and not there:
+            raise UserError(f"--{name} is for scales that are trained: add --{needed}")
     if "a_lambda" in given and not settings.clp:
         raise UserError("--a_lambda is the factor of the penalty that --clp adds: add --clp")
     planned = settings.spec.planned
@@ -206,7 +220,8 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
         raise UserError("--wq sawb has codes around an exact zero: it needs --w_bits 2 to 8")
     if settings.chips:
         with user_error(lambda error: f"--device {settings.device}: {error}"):
-            settings.chips.check(QLinearDoreFa(1, 1, spec=settings.spec, wq=settings.wq))  # any layer: what cells hold depends on wq
+            # Any layer: what cells hold depends on wq, and a converted network has codes around an exact zero too.
+            settings.chips.check(QLinearDoreFa(1, 1, spec=settings.spec, wq="sawb" if others else settings.wq))
     elif settings.calibration.on == "chip":
         raise UserError(chips.WITHOUT.format("calib_on"))
     if len(settings.schedule) != len(settings.gammas):
@@ -215,7 +230,7 @@ def _check(settings: TrainSettings, actions: Actions, given: Mapping[str, Any]) 
         raise UserError("--schedule_type step needs --schedule and --gammas")
     if settings.alpha_init == "fit" and not (actions.fine_tune or actions.resume):
         raise UserError("--alpha_init fit needs the trained network of --fine_tune")
-    if settings.distill and not (actions.fine_tune or actions.resume or settings.qat):
+    if settings.distill and not (actions.fine_tune or actions.resume or others):
         raise UserError("--distill learns from the network that a run starts from: add --fine_tune PATH")
     if actions.export and not actions.evaluate:
         raise UserError("--export writes a trained network: add --evaluate and --resume PATH")

@@ -16,6 +16,7 @@ from models.quant.layers.batches import BATCH
 from ..inputs import data, foreign, language
 from ..inputs.checkpoint import load_weights
 from ..inputs.foreign import Foreign
+from ..program import flags
 from ..program.cli import UserError, one_line, user_error
 from ..settings.conversion_settings import OPTIONS
 from ..settings.eval_flags import EvalSettings
@@ -27,8 +28,8 @@ CALIBRATION_IMAGES = 64  # of a network that is trained: its quantizers learn wh
 
 
 def network_of(settings: Any, checkpoint: str | None) -> Foreign | None:
-    """The network of `settings.model`; None for those of this project. Args: checkpoint, a file of `train.py --qat` that gives it other
-    weights than the published ones. Raises: UserError, see `foreign.load`."""
+    """The network of `settings.model`; None for those of this project. Args: checkpoint, a file of `train.py` that gives it other weights
+    than the published ones. Raises: UserError, see `foreign.load`."""
     if not foreign.is_foreign(settings.model):
         return None
     if foreign.is_language_model(settings.model):
@@ -90,8 +91,8 @@ def draft(found: Foreign, settings: EvalSettings, shown: EvalImages) -> nn.Modul
 
 def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, checkpoint: Mapping[str, Any], log: logging.Logger,
                    classes: bool) -> nn.Module:
-    """The network of others that `eval.py` measures, with the weights of a checkpoint of `train.py --qat` where there is one. Args:
-    classes, whether its answers are some.
+    """The network of others that `eval.py` measures, with the weights of a checkpoint of `train.py` where there is one. Args: classes,
+    whether its answers are some.
 
     Raises: UserError, see `converted`, and for weights of the checkpoint that do not fit.
     """
@@ -99,15 +100,32 @@ def for_evaluation(found: Foreign, settings: EvalSettings, shown: EvalImages, ch
     net = converted(found.network, settings, shown.calibration.cut(BATCH), settings.calibration.correct, engine=settings.engine, **take)
     # The weights of a checkpoint replace those that the answers are of.
     log.info(net.crossbar_report.text(row_blocks=False, answers=not settings.resume, classes=classes))
-    if not settings.resume:
-        return net
-    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
-    load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=settings.resume)
+    if settings.resume:
+        _load_trained(net, checkpoint, settings.resume)
     return net
 
 
-def for_training(found: Foreign, settings: TrainSettings, shown: data.Dataset, device: torch.device) -> nn.Module:
-    """The network of others that `train.py --qat` trains. Raises: UserError, see `converted`."""
+def for_training(found: Foreign, settings: TrainSettings, shown: data.Dataset, device: torch.device, checkpoint: Mapping[str, Any] | None,
+                 source: str | None) -> nn.Module:
+    """The network of others that `train.py` trains: through its arrays, as yet without ADC ranges, or through its quantizers. Args:
+    checkpoint, the file `source` of train.py whose weights it has, if it starts from one.
+
+    Raises: UserError, see `for_evaluation`, and for hardware that its layers cannot have.
+    """
     some = shown.train_x[data.evenly(len(shown.train_x), CALIBRATION_IMAGES)].to(device)
     batches = data.Batches(some, shown.mean, shown.std, settings.batch_size)
-    return converted(found.network, settings, batches, "none", qat=True)
+    # On its arrays a network starts as eval.py measures it; quantizers alone are trained from the network as it is.
+    net = converted(found.network, settings, batches, settings.calibration.correct if settings.adc_aware else "none")
+    if checkpoint:
+        _load_trained(net, checkpoint, source)
+    if settings.adc_aware:
+        with user_error(lambda error: flags.of_layers(str(error))):
+            quant.set_spec(net, settings.spec)
+    return quant.train_through(net, quant.Training("adc" if settings.adc_aware else "quantizers", learn_scales=settings.learn_scales,
+                                                   clip_share=settings.clip_share, scale_decay=settings.scale_decay))
+
+
+def _load_trained(net: nn.Module, checkpoint: Mapping[str, Any], source: str) -> None:
+    """Give a network the weights and scales of a checkpoint; ranges, whose shapes hang on the scales, belong to hardware."""
+    state = {key: value for key, value in checkpoint["state_dict"].items() if not key.endswith(quant.ADC_BUFFERS)}
+    load_weights(net, state, allow_missing=quant.ADC_BUFFERS, source=source)

@@ -62,6 +62,14 @@ def used_alphas(net: nn.Module) -> dict[str, torch.Tensor]:
             if layer.act_quant.on and (layer.quantize_image or not layer.image)}
 
 
+def learned_scales(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Name and scale of the quantizers of a converted network that learn it: of inputs one number, of weights one of each channel."""
+    quantizers = {f"{name.removesuffix('.crossbar')}/{part}": getattr(layer, f"{part}_quant") for name, layer in quant.crossbar_layers(net)
+                  for part in ("act", "weight")}
+    scales = {name: getattr(quantizer, "scale", None) for name, quantizer in quantizers.items()}
+    return {name: scale for name, scale in scales.items() if isinstance(scale, nn.Parameter)}
+
+
 def load(net: nn.Module, settings: TrainSettings, state_dict: Mapping[str, torch.Tensor], source: str = "checkpoint") -> list[str]:
     """Copy the part of a checkpoint's weights that a run with these settings can use into its network: not the ranges of
     hardware, nor levels of quantizers that it does not have.

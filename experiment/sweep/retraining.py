@@ -10,10 +10,11 @@ from typing import Any
 from models.quant.measuring.setting import Setting
 
 from ..inputs import foreign
+from ..inputs.data import DATASETS
 from ..measure import keys
 from ..program import distributed, flags
 from ..program.cli import UserError, run_program
-from ..settings import chips as of_chips
+from ..settings import chips as of_chips, conversion_settings
 from ..settings.eval_flags import EvalSettings
 from ..settings.eval_settings import settings_of
 from ..settings.train_flags import BEST, HARDWARE
@@ -22,6 +23,7 @@ from .bench import Bench
 # How a trained network is trained on (docs/devices.md#training).
 RECIPE = ("--lr 0.01 --schedule_type cosine --alpha_lr 0.001 --weight_clip 2.2 --wd 5e-4 --label_smoothing 0.1 --val_split 0.02 "
           "--batch_size 128").split()
+RECIPE_OF_OTHERS = "--schedule_type cosine --wd 5e-4 --label_smoothing 0.1 --val_split 0.02 --batch_size 128".split()
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
@@ -37,8 +39,8 @@ def trained_bench(bench: Bench, setting: Setting, log: logging.Logger) -> Bench:
     """
     of = bench.settings
     command = flags_of(of, setting, of.remedy_epochs)
-    decides = {"network": bench.decides_all["network"], "setting": keys.of_setting(setting), "epochs": of.remedy_epochs, "recipe": RECIPE,
-               "dataset": of.dataset, **bench.decides_ranges}
+    decides = {"network": bench.decides_all["network"], "setting": keys.of_setting(setting), "epochs": of.remedy_epochs,
+               "recipe": _recipe(of), "dataset": of.dataset, **bench.decides_ranges}
     name = keys.key_of(decides)[:16]
     folder = Path(of.save_path, "remedies", name)
     command = [sys.executable, str(TRAIN), *command, "--go_on", "--save_path", str(folder)]
@@ -49,14 +51,15 @@ def trained_bench(bench: Bench, setting: Setting, log: logging.Logger) -> Bench:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise UserError(lines[-1].removeprefix("error: ") if lines else f"train.py ended with {done.returncode}: {folder} has its log")
-    given = {**of.given, "resume": str(folder / BEST), "save_path": of.save_path, "dataset": of.dataset, "data_path": of.data_path}
+    given = {name: value for name, value in of.given.items() if name != "state"}  # whose weights were the first ones
+    given |= {"resume": str(folder / BEST), "save_path": of.save_path, "dataset": of.dataset, "data_path": of.data_path}
     return Bench(*settings_of(given), command=bench.facts["command"], of_several=True)
 
 
 def flags_of(of: EvalSettings, setting: Setting, epochs: int) -> list[str]:
     """The flags of train.py for a network and a setting. Raises: UserError for what it does not train."""
-    if foreign.is_foreign(of.model) or not of.resume:
-        raise UserError("train.py trains no chips of a network that is converted")
+    if of.dataset not in DATASETS:
+        raise UserError(f"train.py trains networks that classify the images of a data set, and {of.model} is measured on {of.dataset}")
     if distributed.world() > 1:
         raise UserError("a training starts processes of its own: leave out --ngpu and torchrun")
     if setting.per_layer:
@@ -64,13 +67,20 @@ def flags_of(of: EvalSettings, setting: Setting, epochs: int) -> list[str]:
     if setting.spec.adc_range != "calibrated":
         raise UserError(f"train.py trains through calibrated ranges, and these are {setting.spec.adc_range}")
     values = {"fine_tune": of.resume, "model": of.model.removesuffix("_eval"), "dataset": of.dataset, "data_path": of.data_path,
-              "w_bits": of.w_bits, "a_bits": of.a_bits, "wq": of.wq, "epochs": epochs, "ngpu": of.ngpu,
-              "crossbar_layers": setting.crossbar_layers}
+              "w_bits": of.w_bits, "a_bits": of.a_bits, "epochs": epochs, "ngpu": of.ngpu, "adc_aware": True}
+    if foreign.is_foreign(of.model):
+        values |= {name: getattr(of, name) for name in conversion_settings.OF_NETWORK}
+    else:
+        values |= {"wq": of.wq, "quantize_image": of.quantize_image, "crossbar_layers": setting.crossbar_layers}
     values |= {name: getattr(setting.spec, name) for name in HARDWARE}
     values |= {flags.flag_name(name): value for name, value in vars(setting.calibration).items()}
     useless = ("adc_calib", "adc_per") if setting.spec.planned else ("adc_share",)
     values = {name: value for name, value in values.items() if name not in useless}
-    return [*flags.arguments_of(values | _of_chips(of, setting) | {"adc_aware": True, "quantize_image": of.quantize_image}), *RECIPE]
+    return [*flags.arguments_of(values | _of_chips(of, setting)), *_recipe(of)]
+
+
+def _recipe(of: EvalSettings) -> list[str]:
+    return RECIPE_OF_OTHERS if foreign.is_foreign(of.model) else RECIPE
 
 
 def _of_chips(of: EvalSettings, setting: Setting) -> dict[str, Any]:

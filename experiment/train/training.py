@@ -29,10 +29,10 @@ from ..program.cli import UserError, user_error
 from ..program.machine import machine_info, rng_state, set_rng_state
 from ..settings.train_flags import BEST, CHECKPOINT, TrainSettings
 from ..settings.train_settings import continuing
-from ..start.starting import quantized_layers, used_alphas
+from ..start.starting import learned_scales, quantized_layers, used_alphas
 from . import batch_norms, data_parallel
 from .meter import Meter, evaluate, loss_and_correct
-from .optimizing import alpha_penalty, build_optimizer, clip_weights, schedule_factor
+from .optimizing import alpha_penalty, build_optimizer, schedule_factor, settle
 from .teacher import Teacher
 
 CALIBRATION_IMAGES = 64  # of each calibration during training: fewer than eval.py takes, since there are many
@@ -47,7 +47,7 @@ def write_histograms(writer: SummaryWriter, step: int, net: nn.Module, images: t
         values = values.detach().flatten().float()
         writer.add_histogram(tag, values[:: max(1, len(values) // 100_000)], step)  # a sample shows the same shape
 
-    layers = quantized_layers(net)
+    layers = quantized_layers(net) or dict(quant.crossbar_layers(net))
     for name, layer in layers.items():
         add(f"weight/{name}", layer.weight)
     with hooked(layer.register_forward_pre_hook(lambda _, inputs, name=name: add(f"activation/{name}", inputs[0]))
@@ -283,8 +283,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
-        if settings.weight_clip:
-            clip_weights(self.net, settings.weight_clip)
+        settle(self.net, settings)
         self.meter.add(distributed.summed(loss_and_correct(loss, logits, y)), self.images)
         return loss
 
@@ -325,6 +324,8 @@ class Run:
         alphas = used_alphas(self.net)
         for name, alpha in alphas.items():
             self.writer.add_scalar(f"alpha/{name}", alpha.item(), position)
+        for name, scale in learned_scales(self.net).items():
+            self.writer.add_scalar(f"scale/{name}", scale.mean().item(), position)
         if self.epoch % max(1, self.settings.epochs // 10) == 0 or self.epoch + 1 == self.settings.epochs:
             if alphas:
                 self.writer.add_histogram("alpha", torch.stack(list(alphas.values())), position)
